@@ -25,9 +25,7 @@ $(READY): pyproject.toml setup.py
 	touch $@
 
 $(CORE): $(READY) $(CORE_SOURCES)
-	$(BIN)/cmake -S . -B build/core -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
-	    -DPython_EXECUTABLE=$(abspath $(BIN))/python -DFMO_OUTPUT_DIR=$(abspath runtime) >/dev/null
-	$(BIN)/cmake --build build/core --target _core
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 artifact: $(ARTIFACT)/manifest.json

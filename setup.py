@@ -5,6 +5,7 @@
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,19 +17,21 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds one CMake target per extension into the folder where setuptools expects it."""
+    """Builds the CMake target of an extension in place, then copies it to where setuptools wants it (a wheel's folder, or the same place)."""
 
     def build_extension(self, ext: Extension) -> None:
-        output_dir = Path(self.get_ext_fullpath(ext.name)).parent.resolve()
         build_dir = ROOT / "build" / "core"
-        build_dir.mkdir(parents=True, exist_ok=True)
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-                     f"-DPython_EXECUTABLE={sys.executable}", f"-DFMO_OUTPUT_DIR={output_dir}"]
+        configure = ["cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
         build = ["cmake", "--build", str(build_dir), "--target", "_core"]
         if jobs := os.environ.get("FMO_BUILD_JOBS"):
             build += ["--parallel", jobs]
         subprocess.run(configure, check=True)
         subprocess.run(build, check=True)
+        wanted = Path(self.get_ext_fullpath(ext.name)).resolve()
+        built = next((ROOT / "runtime").glob("_core.*" + wanted.suffix))
+        if wanted != built:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(built, wanted)
 
 
 def packages_under(folder: str, name: str) -> tuple[list[str], dict[str, str]]:
