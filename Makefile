@@ -21,7 +21,7 @@ $(READY): pyproject.toml setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "setuptools>=77" "nanobind>=2.4" "cmake>=3.25" ninja
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[compile,serve,dev]"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[compile,serve,dev]"
 	touch $@
 
 $(CORE): $(READY) $(CORE_SOURCES)

@@ -17,11 +17,12 @@ ROOT = Path(__file__).parent.resolve()
 
 
 class CMakeBuild(build_ext):
-    """Builds the CMake target of an extension in place, then copies it to where setuptools wants it (a wheel's folder, or the same place)."""
+    """Builds the CMake target of an extension in place, then copies it to where setuptools wants it."""
 
     def build_extension(self, ext: Extension) -> None:
         build_dir = ROOT / "build" / "core"
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", f"-DPython_EXECUTABLE={sys.executable}"]
+        configure = ["cmake", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}"]
         build = ["cmake", "--build", str(build_dir), "--target", "_core"]
         if jobs := os.environ.get("FMO_BUILD_JOBS"):
             build += ["--parallel", jobs]
