@@ -1,0 +1,12 @@
+// The functions that put the parts of the core into the Python module.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+namespace fmo {
+
+void bind_limits(nanobind::module_& m);
+void bind_executor(nanobind::module_& m);
+void bind_engine(nanobind::module_& m);
+
+}  // namespace fmo
