@@ -1,0 +1,196 @@
+"""The Python face of the C++ engine: submit token ids, get tokens back by callback.
+
+One C++ thread steps the model without the GIL; one Python thread (the dispatcher) wakes once per step, takes all events of the step in one
+call and hands each request its own as one list. No text here (see `tokenizer`), no HTTP, no artifact loading.
+
+    submit ─▶ C++ queue ─▶ step loop ─▶ outbox + eventfd ─▶ dispatcher ─▶ sink(list[TokenOutput]) … ─▶ on_batch_end()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .sampling import SamplingParams
+
+_log = logging.getLogger(__name__)
+_WAIT_MS = 1000
+"""How long the dispatcher sleeps at most before it looks whether it should end."""
+
+
+class EngineError(Exception):
+    """The engine did not take a request. The message says what happened, where, and what to do."""
+
+
+class QueueFull(EngineError):
+    """As many requests wait as the queue holds: try again later (HTTP 429)."""
+
+
+class RequestTooLarge(EngineError, ValueError):
+    """The request can never run on this engine: prompt and answer do not fit the context or the KV cache."""
+
+
+class EngineStopped(EngineError):
+    """The engine is shutting down, or was never started (HTTP 503)."""
+
+
+@dataclass(slots=True)
+class TokenOutput:
+    """One token of one sample, or its end, or both.
+
+    `token_id` is None when a sample ends without a token (cancelled, error). `finish_reason` is None until the last output of the sample, then
+    `stop`, `length`, `cancelled` or `error` (with `error` saying what happened). `logprob` and `top_logprobs` are those of the raw logits,
+    if asked for. `num_cached_tokens`: prompt tokens that this sample did not have to compute.
+    """
+
+    sample_idx: int
+    token_id: int | None
+    logprob: float | None
+    top_logprobs: list[tuple[int, float]] | None
+    finish_reason: str | None
+    error: str | None
+    num_cached_tokens: int
+
+
+Sink = Callable[[list[TokenOutput]], None]
+
+
+@dataclass(slots=True)
+class _Request:
+    sink: Sink
+    num_open_samples: int
+
+
+class Engine:
+    """Runs requests on an executor until `shutdown`.
+
+    `executor`: `_core.Executor` (or an object that holds one as `.core`), bound for at least `max_num_tokens` rows and `max_num_seqs` logit rows.
+    `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
+    `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
+    """
+
+    def __init__(self, executor: Any, *, max_num_seqs: int = 64, max_num_tokens: int = 512, max_queue_len: int = 1024, max_context_len: int,
+                 vocab_size: int, on_batch_end: Callable[[], None] | None = None) -> None:
+        from . import _core
+
+        self._core: Any = _core.Engine(getattr(executor, "core", executor), max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens,
+                                       max_queue_len=max_queue_len, max_context_len=max_context_len, vocab_size=vocab_size)
+        self._queue_full: type[Exception] = _core.QueueFullError
+        self._too_large: type[Exception] = _core.RequestTooLargeError
+        self._stopped: type[Exception] = _core.EngineStoppedError
+        self.max_context_len = max_context_len
+        self.vocab_size = vocab_size
+        self.max_total_len: int = self._core.max_total_len
+        """Prompt + output of the largest request that fits both the context and the KV cache."""
+        self._on_batch_end = on_batch_end
+        self._requests: dict[int, _Request] = {}
+        self._lock = threading.Lock()
+        self._dispatcher: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    def start(self) -> None:
+        """Starts the step loop and the dispatcher. A second call does nothing."""
+        if self._dispatcher is not None:
+            return
+        self._core.start()
+        self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
+        self._dispatcher.start()
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+        """Queues a request and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
+
+        Raises InvalidSamplingParams, RequestTooLarge, QueueFull or EngineStopped; then the sink is never called.
+        """
+        params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
+        params = replace(params, seed=params.sample_seeds())
+        prompt = [int(token_id) for token_id in prompt_ids]
+        # Under the lock, so that the dispatcher cannot see an event of a request that is not in the table yet.
+        with self._lock:
+            try:
+                request_id: int = self._core.submit(prompt, params)
+            except self._queue_full as error:
+                raise QueueFull(str(error)) from None
+            except self._too_large as error:
+                raise RequestTooLarge(str(error)) from None
+            except self._stopped as error:
+                raise EngineStopped(str(error)) from None
+            self._requests[request_id] = _Request(sink, params.n)
+        return request_id
+
+    def cancel(self, request_id: int) -> None:
+        """Ends all samples of the request with `cancelled` in the running step. Unknown and finished ids are ignored."""
+        self._core.cancel(request_id)
+
+    def cancel_sample(self, request_id: int, sample_idx: int) -> None:
+        """Ends one sample, for instance when the text layer has found a stop string. Ids that are over are ignored."""
+        self._core.cancel_sample(request_id, sample_idx)
+
+    def stats(self) -> dict[str, int | float | bool]:
+        """Counters and gauges of the step loop; see `EngineStats` in csrc/engine/engine.h."""
+        return self._core.stats()
+
+    def shutdown(self, drain_s: float = 0.0) -> None:
+        """Takes no more requests, gives the running ones `drain_s` seconds, cancels what is left and ends both threads."""
+        self._core.close()
+        deadline = time.monotonic() + drain_s
+        while time.monotonic() < deadline and self.num_open_requests() > 0:
+            time.sleep(0.005)
+        self._core.stop()
+        self._closing.set()
+        dispatcher, self._dispatcher = self._dispatcher, None
+        if dispatcher is not None and dispatcher is not threading.current_thread():
+            dispatcher.join()
+
+    def num_open_requests(self) -> int:
+        """Requests whose last output has not been delivered."""
+        with self._lock:
+            return len(self._requests)
+
+    def __enter__(self) -> Engine:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def _dispatch_loop(self) -> None:
+        while True:
+            closing = self._closing.is_set()  # read before the events: what `stop` emitted is then still delivered
+            batches = self._core.take_events(0 if closing else _WAIT_MS)
+            for request_id, rows in batches:
+                self._deliver(request_id, [TokenOutput(*row) for row in rows])
+            if batches and self._on_batch_end is not None:
+                with _logged("on_batch_end"):
+                    self._on_batch_end()
+            if closing and not batches:
+                return
+
+    def _deliver(self, request_id: int, outputs: list[TokenOutput]) -> None:
+        num_finished = sum(output.finish_reason is not None for output in outputs)
+        with self._lock:
+            request = self._requests.get(request_id)
+            if request is None:
+                return
+            request.num_open_samples -= num_finished
+            if request.num_open_samples == 0:
+                del self._requests[request_id]
+        with _logged(f"the sink of request {request_id}"):
+            request.sink(outputs)
+
+
+class _logged(contextlib.AbstractContextManager[None]):
+    """Keeps the dispatcher alive when a callback raises: the error goes to the log, other requests go on."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __exit__(self, exc_type: type[BaseException] | None, exc: BaseException | None, _: object) -> bool:
+        if exc is not None and isinstance(exc, Exception):
+            _log.error("%s raised %s", self._what, exc_type.__name__ if exc_type else exc, exc_info=exc)
+            return True
+        return False

@@ -1,0 +1,179 @@
+"""What one request asks of the sampler and of the stop rules, and the check of every value.
+
+`SamplingParams` is plain data: text-level stop strings (`stop`) are carried for the text layer and ignored by the engine; everything else is
+honoured by the C++ engine. `validate` is the one place where a value is judged: it rejects NaN and infinities, names the field, the value
+and the bounds, and knows the limits of the model. Nothing here touches the C++ core.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+MAX_NUM_SAMPLES = 128
+"""Upper bound of `n`: every sample holds a copy of the prompt's token ids."""
+MAX_LOGIT_BIAS = 1e6
+"""Upper bound of |logit_bias|: far above any logit, far below the float32 range."""
+_UINT64_MAX = 2**64 - 1
+_MIX_A, _MIX_B, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
+
+
+class InvalidSamplingParams(ValueError):
+    """A sampling parameter is outside its bounds. `field`, `value` and `bounds` say which, what it was and what is allowed."""
+
+    def __init__(self, field_name: str, value: object, bounds: str, hint: str | None = None) -> None:
+        self.field = field_name
+        self.value = value
+        self.bounds = bounds
+        shown = repr(value)
+        shown = shown if len(shown) <= 120 else shown[:117] + "..."
+        message = f"'{field_name}' is {shown}, expected {bounds}"
+        super().__init__(message + (f"; {hint}" if hint else ""))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop. The defaults sample from the model's own distribution until it ends or the context is full.
+
+    `max_tokens` None: until the context is full, or exactly the forced tokens if there are any.
+    `max_total_tokens`: prompt + output; the smaller of the two limits counts.
+    `temperature` 0: greedy. `top_k` 0, `top_p` 1, `min_p` 0, `xtc_probability` 0, `no_repeat_ngram` 0 or 1: off.
+    `seed`: one number, or one per sample; None draws a random one at submit (`sample_seeds` fixes them beforehand).
+    `logprobs`: None off; N gives the chosen token's log-probability and the N most likely tokens, of the raw logits.
+    `eos_token_ids`, `stop_token_ids`: end the sample; the ending token is reported. `ignore_eos` disables `eos_token_ids` only.
+    `stop_token_sequences`: end the sample as soon as its output ends with one of them.
+    `forced_output_tokens`: the first output tokens, whatever the model says; stop rules look again from the last of them on.
+    `stop`: strings, for the text layer.
+    """
+
+    max_tokens: int | None = None
+    max_total_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | tuple[int, ...] | None = None
+    n: int = 1
+    logprobs: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    stop_token_sequences: tuple[tuple[int, ...], ...] = ()
+    eos_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    no_repeat_ngram: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_output_tokens: tuple[int, ...] = ()
+    xtc_threshold: float = 0.0
+    xtc_probability: float = 0.0
+
+    def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
+        """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
+        self._check_lengths(max_context_len, prompt_len)
+        _check_float("temperature", self.temperature, 0.0, 100.0)
+        _check_int("top_k", self.top_k, 0, vocab_size)
+        _check_float("top_p", self.top_p, 0.0, 1.0)
+        _check_float("min_p", self.min_p, 0.0, 1.0)
+        if not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
+            raise InvalidSamplingParams("repetition_penalty", self.repetition_penalty, "a number with 0 < repetition_penalty <= 100")
+        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_float("xtc_threshold", self.xtc_threshold, 0.0, 1.0)
+        _check_float("xtc_probability", self.xtc_probability, 0.0, 1.0)
+        _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
+        if self.logprobs is not None:
+            _check_int("logprobs", self.logprobs, 0, vocab_size)
+        self._check_seed()
+        self._check_token_lists(vocab_size)
+
+    def _check_lengths(self, max_context_len: int, prompt_len: int) -> None:
+        if not 1 <= prompt_len <= max_context_len - 1:
+            raise InvalidSamplingParams("prompt", f"{prompt_len} tokens", f"1 to {max_context_len - 1} tokens",
+                                        f"the context of this model is {max_context_len} tokens, one is for the answer")
+        room = max_context_len - prompt_len
+        where = f"prompt of {prompt_len} tokens in a context of {max_context_len}"
+        if self.max_tokens is not None:
+            _check_int("max_tokens", self.max_tokens, 1, room, where)
+        if self.max_total_tokens is not None:
+            _check_int("max_total_tokens", self.max_total_tokens, prompt_len + 1, max_context_len, where)
+        _check_int("min_tokens", self.min_tokens, 0, self.output_limit(max_context_len, prompt_len), where)
+        if len(self.forced_output_tokens) > room:
+            raise InvalidSamplingParams("forced_output_tokens", f"{len(self.forced_output_tokens)} tokens", f"at most {room} tokens", where)
+        _check_int("no_repeat_ngram", self.no_repeat_ngram, 0, max_context_len)
+
+    def _check_seed(self) -> None:
+        if isinstance(self.seed, tuple):
+            if len(self.seed) != self.n:
+                raise InvalidSamplingParams("seed", self.seed, f"one number or {self.n} of them, one per sample (n = {self.n})")
+            for seed in self.seed:
+                _check_int("seed", seed, 0, _UINT64_MAX)
+        elif self.seed is not None:
+            _check_int("seed", self.seed, 0, _UINT64_MAX)
+
+    def _check_token_lists(self, vocab_size: int) -> None:
+        _check_token_ids("stop_token_ids", self.stop_token_ids, vocab_size)
+        _check_token_ids("eos_token_ids", self.eos_token_ids, vocab_size)
+        _check_token_ids("forced_output_tokens", self.forced_output_tokens, vocab_size)
+        _check_token_ids("logit_bias", self.logit_bias, vocab_size)
+        for token_id, bias in self.logit_bias.items():
+            _check_float(f"logit_bias[{token_id}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        for name, sequences in (("stop_token_sequences", self.stop_token_sequences), ("bad_words_ids", self.bad_words_ids)):
+            for sequence in sequences:
+                if len(sequence) == 0:
+                    raise InvalidSamplingParams(name, sequences, "token sequences of at least one token")
+                _check_token_ids(name, sequence, vocab_size)
+
+    def output_limit(self, max_context_len: int, prompt_len: int) -> int:
+        """The largest number of output tokens of one sample, >= 1 for values that `validate` accepts."""
+        limit = max_context_len - prompt_len
+        if self.max_tokens is not None:
+            limit = min(limit, self.max_tokens)
+        elif self.forced_output_tokens:
+            limit = min(limit, len(self.forced_output_tokens))
+        if self.max_total_tokens is not None:
+            limit = min(limit, self.max_total_tokens - prompt_len)
+        return limit
+
+    def sample_seeds(self) -> tuple[int, ...]:
+        """The seed of each sample, `n` of them. A request with n = 1 and one of these seeds replays that sample.
+
+        One number is the seed of the first sample; the others get numbers below 2**53 derived from it. None draws at random.
+        """
+        if isinstance(self.seed, tuple):
+            return self.seed
+        first = secrets.randbits(53) if self.seed is None else self.seed
+        return (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, self.n)))
+
+
+def _derive_seed(seed: int, sample_idx: int) -> int:
+    """A well mixed 53-bit number of the pair (splitmix64's finaliser; exact in JSON readers that hold numbers as doubles)."""
+    x = (seed + _GOLDEN * sample_idx) & _UINT64_MAX
+    x = ((x ^ (x >> 30)) * _MIX_A) & _UINT64_MAX
+    x = ((x ^ (x >> 27)) * _MIX_B) & _UINT64_MAX
+    return (x ^ (x >> 31)) >> 11
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_float(name: str, value: float, low: float, high: float) -> None:
+    if not (_is_number(value) and low <= value <= high):
+        raise InvalidSamplingParams(name, value, f"a number from {low:g} to {high:g}")
+
+
+def _check_int(name: str, value: int, low: int, high: int, hint: str | None = None) -> None:
+    if not (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        raise InvalidSamplingParams(name, value, f"an integer from {low} to {high}", hint)
+
+
+def _check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
+    for token_id in token_ids:
+        if not (isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size):
+            raise InvalidSamplingParams(name, token_id, f"token ids from 0 to {vocab_size - 1}")
