@@ -1,0 +1,1 @@
+"""The typed dataflow graph that the frontend builds, the passes rewrite and the planner reads. Contract: docs/ir.md."""
