@@ -11,7 +11,7 @@ dtypes are promoted (bool → i32 → f32) by `tensor.cast`, and Python numbers 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ class GraphBuilder:
         self.nodes: list[Node] = []
         self.producer: dict[Value, Node] = {}
         self._names: set[str] = set()
+        self._reserved: set[str] = set()
         self._next_id = 0
         self._scalars: dict[tuple[str, bytes], Value] = {}
 
@@ -52,13 +53,13 @@ class GraphBuilder:
         return self.params[-1]
 
     def constant(self, data: np.ndarray | float | int | bool, name: str = "") -> Value:
-        """A value with data: an array, or a number as a 0-d constant (equal numbers share one)."""
+        """A value with data. A number is a 0-d constant, whose name is its literal: equal numbers share one."""
         array = _as_array(data)
         dtype = next(d for d, numpy_dtype in NUMPY_DTYPES.items() if array.dtype == numpy_dtype)
         key = (dtype, array.tobytes())
         if array.ndim == 0 and key in self._scalars:
             return self._scalars[key]
-        value = self._named(name or self._fresh("c"), array.shape, dtype)
+        value = self._named(literal(array) if array.ndim == 0 else name or self._fresh("c"), array.shape, dtype)
         self.constants[value] = array
         if array.ndim == 0:
             self._scalars[key] = value
@@ -106,11 +107,21 @@ class GraphBuilder:
         """The graph. Nothing is removed: dead nodes are a pass's business."""
         return Graph(tuple(self.inputs), tuple(self.params), dict(self.constants), tuple(self.nodes), tuple(outputs))
 
+    def rename_last(self, names: Sequence[str]) -> tuple[Value, ...]:
+        """The outputs of the last node, under other names; nothing may read them yet."""
+        node = self.nodes.pop()
+        for value in node.outputs:
+            self._names.discard(value.name)
+            del self.producer[value]
+        outputs = tuple(Value(name, value.dims, value.dtype) for name, value in zip(names, node.outputs, strict=True))
+        self.append(Node(node.op, node.inputs, outputs, node.attrs, node.source))
+        return outputs
+
     # --- helpers
 
-    def reserve(self, names: Any) -> None:
+    def reserve(self, names: Iterable[str]) -> None:
         """Names that new values must not take (those of a graph that is being rewritten)."""
-        self._names.update(names)
+        self._reserved.update(names)
 
     def _operands(self, row: Op, inputs: Sequence[Operand]) -> tuple[Value | None, ...]:
         """Constants made, absent optional ones padded with None."""
@@ -158,9 +169,19 @@ class GraphBuilder:
         self._names.add(name)
 
     def _fresh(self, prefix: str) -> str:
-        while f"{prefix}{self._next_id}" in self._names:
+        name = f"{prefix}{self._next_id}"
+        while name in self._names or name in self._reserved:
             self._next_id += 1
-        return f"{prefix}{self._next_id}"
+            name = f"{prefix}{self._next_id}"
+        self._next_id += 1
+        return name
+
+
+def literal(array: np.ndarray) -> str:
+    """How a 0-d constant is written: 1.5 (f32), 2 (i32), true (bool)."""
+    if array.dtype == np.bool_:
+        return "true" if array else "false"
+    return str(array[()])
 
 
 def _as_array(data: np.ndarray | float | int | bool) -> np.ndarray:
