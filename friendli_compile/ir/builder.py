@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from .graph import Dims, Graph, GraphError, Node, Source, Value
-from .ops import DTYPES, FLOAT_UNARY, POINTWISE, Op, lookup, normalise_attrs
+from .ops import DTYPES, POINTWISE, PROMOTES_TO_FLOAT, Op, lookup, normalise_attrs
 from .reference import NUMPY_DTYPES
 
 Operand = Value | float | int | bool | np.ndarray | None
 _NO_SOURCE = Source()
 _RANK = {"bool": 0, "i32": 1, "f32": 2}
-_FLOAT_RESULT = frozenset(f"ew.{name}" for name in ("div", "pow", *FLOAT_UNARY))
 
 
 class GraphBuilder:
@@ -141,7 +140,7 @@ class GraphBuilder:
         first = 1 if op == "ew.where" else 0
         values = [v for v in operands[first:] if v is not None]
         target = max((v.dtype for v in values), key=_RANK.__getitem__)
-        if op in _FLOAT_RESULT:
+        if op in PROMOTES_TO_FLOAT:
             target = "f32"
         elif op in ("ew.and", "ew.or", "ew.not"):
             return operands

@@ -47,23 +47,6 @@ class Op:
 
 
 OPS: dict[str, Op] = {}
-FLOAT_UNARY = (
-    "sqrt",
-    "rsqrt",
-    "exp",
-    "log",
-    "log1p",
-    "sin",
-    "cos",
-    "tanh",
-    "sigmoid",
-    "erf",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "softplus",
-    "floor",
-)
 
 
 def _op(name: str, operands: str, attrs: str, rule: shapes.Rule, reference: ref.Reference | None) -> None:
@@ -100,20 +83,9 @@ _op("reduce.max", "x", _REDUCE, shapes.reduce_, ref.reduction(np.max))
 _op("reduce.min", "x", _REDUCE, shapes.reduce_, ref.reduction(np.min))
 _op("reduce.argmax", "x", _REDUCE, shapes.argmax, ref.reduction(np.argmax))
 
-for _name in ("neg", "abs", "square", "relu"):
-    _op(f"ew.{_name}", "x", "", shapes.ew_same, ref.pointwise(_name))
-for _name in FLOAT_UNARY:
-    _op(f"ew.{_name}", "x", "", shapes.ew_float, ref.pointwise(_name))
-for _name in ("add", "sub", "mul", "floor_div", "remainder", "minimum", "maximum"):
-    _op(f"ew.{_name}", "a b", "", shapes.ew_same, ref.pointwise(_name))
-for _name in ("div", "pow"):
-    _op(f"ew.{_name}", "a b", "", shapes.ew_float, ref.pointwise(_name))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    _op(f"ew.{_name}", "a b", "", shapes.ew_compare, ref.pointwise(_name))
-for _name in ("and", "or"):
-    _op(f"ew.{_name}", "a b", "", shapes.ew_logical, ref.pointwise(_name))
-_op("ew.not", "x", "", shapes.ew_logical, ref.pointwise("not"))
-_op("ew.where", "condition a b", "", shapes.ew_where, ref.pointwise("where"))
+for _name, _rule in shapes.EW_RULES.items():
+    _operands = "condition a b" if _name == "where" else "a b" if _name in ref.BINARY else "x"
+    _op(f"ew.{_name}", _operands, "", _rule, ref.pointwise(_name))
 _op("ew.program", "x*", "code:code", shapes.ew_program, ref.program)
 
 _op("nn.linear", "x w b?", "", shapes.linear, ref.linear)
@@ -134,6 +106,7 @@ _op("moe.experts", "x expert_ids expert_weights gate_up down gate_up_bias? down_
 
 POINTWISE = frozenset(name for name in OPS if name.startswith("ew.") and name != "ew.program")
 ACTS = frozenset(ref.UNARY) - {"not"}
+PROMOTES_TO_FLOAT = frozenset(f"ew.{name}" for name, rule in shapes.EW_RULES.items() if rule is shapes.ew_float)
 STYLES = ("half", "interleaved", "interleaved_to_half")
 
 
@@ -214,7 +187,7 @@ def _code(value: Any) -> tuple:
 
 def _code_operand(kind: str, what: Any, position: int) -> tuple[str, int | float]:
     if kind == "const":
-        return (kind, float(what))
+        return (kind, what if isinstance(what, bool | int) else float(what))
     index = _exact_int(what)
     if kind not in ("in", "reg") or index < 0 or (kind == "reg" and index >= position):
         raise ValueError(f"operand {(kind, what)} of step {position}")

@@ -105,7 +105,9 @@ def program(operands: Operands, attrs: Attrs) -> Array:
 
     def value(operand: tuple) -> Any:
         kind, what = operand
-        return np.float32(what) if kind == "const" else operands[what] if kind == "in" else registers[what]
+        if kind == "const":
+            return what if isinstance(what, bool) else np.int32(what) if isinstance(what, int) else np.float32(what)
+        return operands[what] if kind == "in" else registers[what]
 
     for fn, *arguments in attrs["code"]:
         registers.append(pointwise(fn)([value(a) for a in arguments], {}))

@@ -229,10 +229,24 @@ def ew_where(operands: Operands, attrs: Attrs) -> list[Type]:
 
 
 def ew_program(operands: Operands, attrs: Attrs) -> list[Type]:
-    """One output, f32; inputs are f32 and broadcast together."""
-    values = [present(v) for v in operands]
-    require(all(v.dtype == "f32" for v in values), f"operands must be f32: {[str(v) for v in values]}")
-    return [(broadcast(*(v.dims for v in values)), "f32")]
+    """One output, of the type of the last register; all inputs broadcast together. Registers are typed like the `ew.*` ops."""
+    inputs = [present(v) for v in operands]
+    registers: list[Value] = []
+    code = attrs["code"]
+    assert isinstance(code, tuple)
+    for fn, *arguments in code:
+        values = [_program_operand(kind, what, inputs, registers) for kind, what in arguments]
+        ((dims, dtype),) = EW_RULES[fn](values, {})
+        registers.append(Value("", dims, dtype))
+    return [(broadcast(*(v.dims for v in inputs)), registers[-1].dtype)]
+
+
+def _program_operand(kind: str, what: int | float, inputs: Sequence[Value], registers: Sequence[Value]) -> Value:
+    if kind == "const":
+        return Value("", (), "bool" if isinstance(what, bool) else "i32" if isinstance(what, int) else "f32")
+    assert isinstance(what, int)
+    require(kind == "reg" or what < len(inputs), f"the code reads input {what} of {len(inputs)}")
+    return inputs[what] if kind == "in" else registers[what]
 
 
 def linear(operands: Operands, attrs: Attrs) -> list[Type]:
@@ -351,3 +365,13 @@ def experts(operands: Operands, attrs: Attrs) -> list[Type]:
 def row_dim(dims: Dims) -> str | None:
     """The named dim among `dims`, if any."""
     return next((dim for dim in dims if dim in NAMED_DIMS), None)  # type: ignore[return-value]
+
+
+EW_RULES: dict[str, Rule] = (
+    {name: ew_same for name in ("neg", "abs", "square", "relu", "add", "sub", "mul", "floor_div", "remainder", "minimum", "maximum")}
+    | {name: ew_float for name in ("sqrt", "rsqrt", "exp", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "silu", "gelu")}
+    | {name: ew_float for name in ("gelu_tanh", "softplus", "floor", "div", "pow")}
+    | {name: ew_compare for name in ("eq", "ne", "lt", "le", "gt", "ge")}
+    | {name: ew_logical for name in ("and", "or", "not")}
+    | {"where": ew_where}
+)
