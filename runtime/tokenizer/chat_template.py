@@ -1,0 +1,109 @@
+"""A model's chat template: messages to the prompt text that the model was trained on.
+
+Templates are Jinja as Hugging Face defines it: `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, loop controls and the
+`{% generation %}` block. They come with the model, so they run in Jinja's immutable sandbox with a bound on the output; a request can pass
+variables to a template but never a template.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError, TemplateSyntaxError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..errors import ConfigError
+from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json
+
+MAX_PROMPT_CHARS = 16 * 2**20
+RESERVED_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now", *SPECIAL_TOKEN_NAMES})
+"""Variables that the server sets; `chat_template_kwargs` may not replace them."""
+
+
+class ChatTemplateError(ValueError):
+    """The template refused the messages or failed on them. The message says what the template said."""
+
+
+class ChatTemplate:
+    """One compiled template. `render` is safe to call from several threads."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str], *, where: str = "chat template") -> None:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise ConfigError(f"the chat template does not compile: {error.message}", where=f"{where}, line {error.lineno}",
+                              hint="fix the template in the checkpoint and compile again") from None
+        self._special_tokens = special_tokens
+
+    def render(self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None, add_generation_prompt: bool = True,
+               variables: dict[str, Any] | None = None) -> str:
+        """The prompt text. Raises ChatTemplateError when the template refuses the messages, fails on them or writes too much."""
+        shadowed = RESERVED_NAMES.intersection(variables or ())
+        if shadowed:
+            raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
+        values = {**self._special_tokens, **(variables or {}), "messages": messages, "tools": tools, "documents": None,
+                  "add_generation_prompt": add_generation_prompt}
+        parts: list[str] = []
+        num_chars = 0
+        try:
+            for part in self._template.generate(values):
+                num_chars += len(part)
+                if num_chars > MAX_PROMPT_CHARS:
+                    raise ChatTemplateError(f"the rendered prompt is longer than {MAX_PROMPT_CHARS} characters")
+                parts.append(part)
+        except SecurityError:
+            raise ChatTemplateError("the chat template tried something that the sandbox forbids") from None
+        except TemplateError as error:
+            raise ChatTemplateError(f"the chat template refused the messages: {error.message}") from None
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, ZeroDivisionError) as error:
+            if isinstance(error, ChatTemplateError):
+                raise
+            raise ChatTemplateError(f"the chat template failed on the messages: {type(error).__name__}: {error}") from None
+        return "".join(parts)
+
+
+def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """chat_template.jinja, else `chat_template` of tokenizer_config.json (a string, or a list of named ones: `default`). None without one."""
+    path = folder / "chat_template.jinja"
+    special_tokens = template_tokens(tokenizer)
+    if path.is_file():
+        return ChatTemplate(path.read_text(encoding="utf-8"), special_tokens, where=str(path))
+    source = read_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(source, list):
+        named = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict) and {"name", "template"} <= entry.keys()}
+        source = named.get("default")
+    return ChatTemplate(source, special_tokens, where=str(folder / "tokenizer_config.json")) if isinstance(source, str) else None
+
+
+def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens by name that a template may write."""
+    return dict(tokenizer.special_tokens)
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %} … {% endgeneration %}` marks assistant text for training; when serving, it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's own interface)
+
+    def parse(self, parser: Any) -> nodes.Node | list[nodes.Node]:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
+            sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,0 +1,129 @@
+"""From the tokens of one sample to what its reader gets: text, token ids and log-probabilities, in step with each other.
+
+    TokenOutput ─▶ end tokens hidden ─▶ detokenizer ─▶ stop strings ─▶ TextDelta(text, tokens, finish_reason)
+
+Text is held back while it may be half a character or the beginning of a stop string; the log-probabilities of a token are given out together
+with the text that it starts, so they do not tell what the text hides. Token ids are given out at once. Used by the server and by `LLM`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..engine import TokenOutput
+from ..sampling import SamplingParams
+from .detokenizer import Detokenizer
+from .stop_strings import StopStrings
+from .tokenizer import Tokenizer
+
+
+@dataclass(slots=True)
+class TokenLogprob:
+    """One generated token. `text_offset`: characters of the sample's text before it. `top`: (token id, log-probability), best first."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]
+    text_offset: int
+
+
+@dataclass(slots=True)
+class TextDelta:
+    """What one engine output adds to a sample. `num_tokens` counts sampled tokens, an end-of-sequence token included."""
+
+    sample_idx: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob]
+    num_tokens: int
+    num_cached_tokens: int
+    finish_reason: str | None
+    error: str | None = None
+    stopped_by_text: bool = False
+
+
+class SampleText:
+    """The text of one sample. After the output with a `finish_reason` (or `stopped_by_text`), further outputs are ignored."""
+
+    def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams, eos_ids: Sequence[int]) -> None:
+        self._detokenizer: Detokenizer | None = tokenizer.detokenizer(prompt_ids) if tokenizer is not None else None
+        self._stops = StopStrings(params.stop)
+        self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
+        self._end_sequences = sorted(params.stop_token_sequences, key=len, reverse=True)
+        self._held_tokens: list[TokenOutput] = []
+        self._num_decoded_chars = 0
+        self._num_given_chars = 0
+        self._waiting: deque[TokenLogprob] = deque()
+        self.finished = False
+
+    def push(self, output: TokenOutput) -> TextDelta | None:
+        """The delta of one engine output; None once the sample is over."""
+        if self.finished:
+            return None
+        delta = TextDelta(output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error)
+        for token in self._released(output):
+            assert token.token_id is not None
+            delta.token_ids.append(token.token_id)
+            delta.text += self._add_token(token.token_id, token)
+        if self._stops.stopped:
+            delta.finish_reason, delta.stopped_by_text = "stop", output.finish_reason is None
+        elif output.finish_reason is not None:
+            delta.text += self._flush()
+            delta.stopped_by_text = False
+            if self._stops.stopped:
+                delta.finish_reason = "stop"
+        self.finished = delta.finish_reason is not None
+        self._num_given_chars += len(delta.text)
+        delta.logprobs = self._take_logprobs()
+        return delta
+
+    def _released(self, output: TokenOutput) -> list[TokenOutput]:
+        """The tokens that are now certain to be part of the answer: not an end token, not part of a stop sequence."""
+        if output.finish_reason == "stop" and output.token_id in self._end_ids:
+            released, self._held_tokens = self._held_tokens, []
+            return released
+        held = self._held_tokens if output.token_id is None else [*self._held_tokens, output]
+        num_kept = 0 if output.finish_reason else self._partial_len(held)
+        num_dropped = self._ended_len(held) if output.finish_reason == "stop" else 0
+        num_released = len(held) - max(num_kept, num_dropped)
+        self._held_tokens = held[num_released:] if num_kept else []
+        return held[:num_released]
+
+    def _partial_len(self, held: list[TokenOutput]) -> int:
+        """Tokens at the end of `held` that may be the beginning of a stop sequence."""
+        ids = tuple(token.token_id for token in held)
+        longest = max((len(sequence) - 1 for sequence in self._end_sequences), default=0)
+        lengths = range(min(longest, len(ids)), 0, -1)
+        return next((n for n in lengths if any(len(sequence) > n and sequence[:n] == ids[len(ids) - n:] for sequence in self._end_sequences)), 0)
+
+    def _ended_len(self, held: list[TokenOutput]) -> int:
+        """Length of the stop sequence at the end of `held`, 0 without one."""
+        ids = tuple(token.token_id for token in held)
+        return next((len(sequence) for sequence in self._end_sequences if ids[len(ids) - len(sequence):] == sequence), 0)
+
+    def _add_token(self, token_id: int, output: TokenOutput) -> str:
+        if output.logprob is not None:
+            self._waiting.append(TokenLogprob(token_id, output.logprob, output.top_logprobs or [], self._num_decoded_chars))
+        return self._decoded(self._detokenizer.push(token_id) if self._detokenizer is not None else "")
+
+    def _flush(self) -> str:
+        """What detokenizer and stop strings still hold, at the end of a sample."""
+        text = self._decoded(self._detokenizer.finish() if self._detokenizer is not None else "")
+        return text if self._stops.stopped else text + self._stops.finish()
+
+    def _decoded(self, text: str) -> str:
+        self._num_decoded_chars += len(text)
+        return self._stops.push(text)
+
+    def _take_logprobs(self) -> list[TokenLogprob]:
+        """The waiting log-probabilities of tokens whose text begins in what was given out; the rest is dropped at the end."""
+        taken = []
+        while self._waiting and (self._waiting[0].text_offset < self._num_given_chars or self._none_held()):
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _none_held(self) -> bool:
+        """Whether all decoded text was given out, so that a token without text of its own hides nothing."""
+        return self._num_given_chars == self._num_decoded_chars

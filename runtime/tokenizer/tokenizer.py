@@ -1,0 +1,182 @@
+"""A tokenizer.json and its tokenizer_config.json, loaded as Hugging Face tokenizers load them, without transformers.
+
+Text ⇄ token ids, the bytes of single tokens, streaming detokenizers, and chat prompts in which special tokens written by a user stay text.
+The folder is that of an artifact (`tokenizer/`); only tokenizer.json is required.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+from tokenizers.processors import TemplateProcessing
+
+from ..errors import ConfigError
+from .detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
+from .pieces import piece_table
+
+SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
+"""Unicode non-characters: never in real text, so one that a request does not use can mark places in a rendered prompt."""
+
+
+class Tokenizer:
+    """Encodes and decodes. `add_special_tokens`, `skip_special_tokens`: what `encode` and `decode` do unless told otherwise."""
+
+    def __init__(self, backend: Backend, config: dict[str, Any] | None = None, *, add_special_tokens: bool = True,
+                 skip_special_tokens: bool = True) -> None:
+        self.backend = backend
+        self.config = config or {}
+        self.add_special_tokens = add_special_tokens
+        self.skip_special_tokens = skip_special_tokens
+        self.special_tokens = _named_special_tokens(self.config)
+        backend.no_truncation()
+        backend.no_padding()
+        _register_named_tokens(backend, self.special_tokens)
+        _apply_bos_eos_flags(backend, self.config, self.special_tokens)
+        added = backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
+        self._table = piece_table(backend)
+        self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
+        self._lock = threading.Lock()
+
+    @classmethod
+    def load(cls, folder: Path, *, add_special_tokens: bool = True, skip_special_tokens: bool = True) -> Tokenizer:
+        """Reads `folder`/tokenizer.json and, if there, tokenizer_config.json. Raises ConfigError when they are unreadable."""
+        path = folder / "tokenizer.json"
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for anything wrong in the file
+            raise ConfigError(f"tokenizer.json cannot be read: {error}", where=str(path),
+                              hint="compile again from a checkpoint whose tokenizer.json loads in the `tokenizers` library") from None
+        return cls(backend, read_json(folder / "tokenizer_config.json"), add_special_tokens=add_special_tokens,
+                   skip_special_tokens=skip_special_tokens)
+
+    def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
+        """Token ids of `text`; special tokens written in it are parsed as such."""
+        add = self.add_special_tokens if add_special_tokens is None else add_special_tokens
+        return self.backend.encode(text, add_special_tokens=add).ids
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
+        """Text of `token_ids`; ids that the tokenizer does not have give nothing."""
+        skip = self.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
+        return self.backend.decode(list(token_ids), skip_special_tokens=skip)
+
+    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
+        """A streaming decoder of the text that follows `prompt_ids`."""
+        if self._table is not None:
+            return TableDetokenizer(self._table, self._hidden_ids, prompt_ids)
+        return WindowDetokenizer(self.backend, self._hidden_ids, prompt_ids)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the token adds in the middle of a text; for a special token, its written form."""
+        if token_id not in self.special_ids and self._table is not None:
+            return self._table.piece(token_id)
+        if token_id in self.special_ids:
+            return (self.backend.id_to_token(token_id) or "").encode("utf-8", "replace")
+        return self.backend.decode([token_id], skip_special_tokens=False).encode("utf-8", "replace")
+
+    @cached_property
+    def max_token_bytes(self) -> int:
+        """Bytes of the longest token: a text of B bytes has at least B / max_token_bytes tokens."""
+        longest = max((len(token.encode("utf-8", "replace")) for token in self.backend.get_vocab(with_added_tokens=True)), default=1)
+        return max(longest, 1)
+
+    # Special tokens in user content ------------------------------------------------------------------------------------------------------
+
+    def mark_special_text(self, value: Any, mark: str) -> Any:
+        """`value` with every special token that its strings spell broken up by `mark` after the first character."""
+        if isinstance(value, str):
+            return self._special_pattern.sub(lambda found: found[0][:1] + mark + found[0][1:], value) if self._special_texts else value
+        if isinstance(value, list):
+            return [self.mark_special_text(item, mark) for item in value]
+        if isinstance(value, dict):
+            return {key: self.mark_special_text(item, mark) for key, item in value.items()}
+        return value
+
+    def encode_marked(self, text: str, mark: str) -> list[int]:
+        """Token ids of a rendered chat prompt: no BOS is added (the template writes it), and marked special tokens are ordinary text."""
+        if mark not in text:
+            return self.encode(text, add_special_tokens=False)
+        token_ids: list[int] = []
+        for piece in self._marked_pattern(mark).split(text):
+            if mark in piece:
+                token_ids += self._literal_backend.encode(piece.replace(mark, ""), add_special_tokens=False).ids
+            elif piece:
+                token_ids += self.encode(piece, add_special_tokens=False)
+        return token_ids
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._special_texts)))
+
+    def _marked_pattern(self, mark: str) -> re.Pattern[str]:
+        marked = (re.escape(text[:1] + mark + text[1:]) for text in self._special_texts)
+        return re.compile("(" + "|".join(marked) + "|" + re.escape(mark) + ")")
+
+    @property
+    def _literal_backend(self) -> Backend:
+        """A second backend that reads special tokens as text; made when the first prompt needs it."""
+        with self._lock:
+            return self._make_literal_backend
+
+    @cached_property
+    def _make_literal_backend(self) -> Backend:
+        literal = Backend.from_str(self.backend.to_str())
+        literal.encode_special_tokens = True
+        return literal
+
+
+def unused_mark(texts: Sequence[str]) -> str | None:
+    """A character that none of `texts` holds, to mark places with; None when they hold all candidates."""
+    return next((mark for mark in _MARKS if not any(mark in text for text in texts)), None)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `path`, {} if there is no such file. Raises ConfigError when it is not a JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ConfigError(f"{path.name} is not JSON: {error}", where=str(path), hint="compile the artifact again") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path.name} holds a {type(value).__name__}, expected an object", where=str(path), hint="compile the artifact again")
+    return value
+
+
+def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` … → its text; a token is written as a string or as an object with `content`."""
+    named = {}
+    for name in SPECIAL_TOKEN_NAMES:
+        value = config.get(name)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            named[name] = content
+    return named
+
+
+def _register_named_tokens(backend: Backend, named: dict[str, str]) -> None:
+    """Makes special what the config names as special and the vocabulary has, as Hugging Face tokenizers do."""
+    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
+    missing = [text for text in named.values() if text not in special and backend.token_to_id(text) is not None]
+    if missing:
+        backend.add_special_tokens(missing)
+
+
+def _apply_bos_eos_flags(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
+    """`add_bos_token` / `add_eos_token`, where a config has them, replace the post-processor, as Hugging Face tokenizers do."""
+    if "add_bos_token" not in config and "add_eos_token" not in config:
+        return
+    around = {name: named[f"{name}_token"] for name in ("bos", "eos") if config.get(f"add_{name}_token") and f"{name}_token" in named}
+    ids = {name: backend.token_to_id(text) for name, text in around.items()}
+    around = {name: text for name, text in around.items() if ids[name] is not None}
+    single = " ".join(filter(None, [around.get("bos"), "$A", around.get("eos")]))
+    backend.post_processor = TemplateProcessing(single=single, special_tokens=[(text, ids[name]) for name, text in around.items()])
