@@ -1,8 +1,8 @@
 """A model's chat template: messages to the prompt text that the model was trained on.
 
-Templates are Jinja as Hugging Face defines it: `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, loop controls and the
-`{% generation %}` block. They come with the model, so they run in Jinja's immutable sandbox with a bound on the output; a request can pass
-variables to a template but never a template.
+Templates are Jinja as Hugging Face defines it: `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML, loop controls and
+the `{% generation %}` block. They come with the model, so they run in Jinja's immutable sandbox with a bound on the output; a request can
+pass variables to a template but never a template.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from ..errors import ConfigError
 from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json
 
 MAX_PROMPT_CHARS = 16 * 2**20
-RESERVED_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now", *SPECIAL_TOKEN_NAMES})
+_FUNCTIONS = ("raise_exception", "strftime_now")
+RESERVED_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_FUNCTIONS, *SPECIAL_TOKEN_NAMES})
 """Variables that the server sets; `chat_template_kwargs` may not replace them."""
 
 
@@ -72,7 +73,7 @@ class ChatTemplate:
 
 
 def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
-    """chat_template.jinja, else `chat_template` of tokenizer_config.json (a string, or a list of named ones: `default`). None without one."""
+    """chat_template.jinja, else `chat_template` of tokenizer_config.json (a string, or the `default` of a list). None without one."""
     path = folder / "chat_template.jinja"
     special_tokens = template_tokens(tokenizer)
     if path.is_file():

@@ -1,8 +1,8 @@
 """Token ids to text, one token at a time: text that was given out never changes and never holds half a character.
 
 `TableDetokenizer` joins the bytes of each token and lets an incremental UTF-8 decoder hold back an unfinished character: O(1) per token.
-`WindowDetokenizer` serves decoders without such a table (WordPiece and the like): it decodes a short window of tokens twice and gives out the
-difference. In both, the text of a continuation is what `decode(prompt + output)` has after `decode(prompt)`, so a leading space survives.
+`WindowDetokenizer` serves decoders without such a table (WordPiece and the like): it decodes a short window of tokens twice and gives out
+the difference. In both, the text of a continuation is what `decode(prompt + output)` has after `decode(prompt)`: a leading space survives.
 
     prompt "Hello"   output [▁wor][ld]   ─▶  " wor", "ld"          prompt ""   output [▁Hel][lo]   ─▶  "Hel", "lo"
 """

@@ -3,7 +3,7 @@
 A decoder of the `tokenizers` library maps a whole list of tokens to text. The kinds that language models use work on one token at a time,
 except at the very start of the text, so their work can be done once per token id and the stream put together from bytes:
 
-    token 4213 ─▶ "Ġworld" ─ByteLevel─▶ b" world"          token 29871 ─▶ "▁" ─Replace─▶ b" "          token 243 ─▶ "<0xF0>" ─ByteFallback─▶ b"\\xf0"
+    token 4213 ─▶ "Ġworld" ─ByteLevel─▶ b" world"     token 29871 ─▶ "▁" ─Replace─▶ b" "     token 243 ─▶ "<0xF0>" ─ByteFallback─▶ b"\\xf0"
 
 `piece_table` gives None for a decoder whose steps are not known to work that way; the caller then decodes windows of tokens instead.
 """

@@ -2,8 +2,9 @@
 
     TokenOutput ─▶ end tokens hidden ─▶ detokenizer ─▶ stop strings ─▶ TextDelta(text, tokens, finish_reason)
 
-Text is held back while it may be half a character or the beginning of a stop string; the log-probabilities of a token are given out together
-with the text that it starts, so they do not tell what the text hides. Token ids are given out at once. Used by the server and by `LLM`.
+Text is held back while it may be half a character or the beginning of a stop string; the log-probabilities of a token are given out
+together with the text that it starts, so they do not tell what the text hides. Token ids are given out at once, except those that may begin
+a stop sequence. Used by the server and by `LLM`.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class SampleText:
         """The delta of one engine output; None once the sample is over."""
         if self.finished:
             return None
-        delta = TextDelta(output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error)
+        delta = TextDelta(output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason,
+                          output.error)
         for token in self._released(output):
             assert token.token_id is not None
             delta.token_ids.append(token.token_id)
@@ -95,8 +97,10 @@ class SampleText:
         """Tokens at the end of `held` that may be the beginning of a stop sequence."""
         ids = tuple(token.token_id for token in held)
         longest = max((len(sequence) - 1 for sequence in self._end_sequences), default=0)
-        lengths = range(min(longest, len(ids)), 0, -1)
-        return next((n for n in lengths if any(len(sequence) > n and sequence[:n] == ids[len(ids) - n:] for sequence in self._end_sequences)), 0)
+        for num in range(min(longest, len(ids)), 0, -1):
+            if any(len(sequence) > num and sequence[:num] == ids[len(ids) - num:] for sequence in self._end_sequences):
+                return num
+        return 0
 
     def _ended_len(self, held: list[TokenOutput]) -> int:
         """Length of the stop sequence at the end of `held`, 0 without one."""

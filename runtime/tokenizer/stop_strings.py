@@ -1,7 +1,7 @@
 """Stop strings on a stream of text: nothing of a stop string is ever given out, and what cannot become one is not delayed.
 
-The match that ends first in the text wins (of two that end together the longer one), whatever pieces the text arrives in. One Knuth–Morris–Pratt
-automaton per string: constant work per character. The longest partial match at the end of the text is held back until it is decided.
+The match that ends first in the text wins (of two that end together the longer one), whatever pieces the text arrives in. One
+Knuth–Morris–Pratt automaton per string: constant work per character. The longest partial match at the end is held back until it is decided.
 
     stop "</a>"    push "x <"  ─▶ "x "     push "/b>"  ─▶ "</b>"     push "y</a>z"  ─▶ "y", stopped
 """

@@ -148,7 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path.name} is not JSON: {error}", where=str(path), hint="compile the artifact again") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path.name} holds a {type(value).__name__}, expected an object", where=str(path), hint="compile the artifact again")
+        raise ConfigError(f"{path.name} holds a {type(value).__name__}, expected an object", where=str(path),
+                          hint="compile the artifact again")
     return value
 
 

@@ -1,5 +1,6 @@
 """Small real tokenizers of every decoder kind that language models use, trained on a few lines in memory."""
 
+import json
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -21,13 +22,11 @@ def byte_level() -> Tokenizer:
 
 def llama_bpe() -> Tokenizer:
     """BPE with byte fallback behind a ▁ normalizer; the decoder strips the first space of the whole text."""
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False,
-                                  limit_alphabet=40)
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=[*SPECIAL, *byte_tokens], show_progress=False, limit_alphabet=40)
     tok = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tok.train_from_iterator(TEXT, trainer)
-    import json
-
     spec = json.loads(tok.to_str())
     spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] in SPECIAL]
     tok = Tokenizer.from_str(json.dumps(spec))
