@@ -1,0 +1,76 @@
+"""Weight layouts: float32 arrays to the bytes that kernels read, and back (docs/artifact-format.md).
+
+panel16 of [N, K], N padded with zero rows to a multiple of 16; `p` is a panel of 16 output rows:
+
+    f32   [p][k][16]            16 rows side by side
+    bf16  [p][k][8 lanes][2]    32-bit lane i: row i in the low half, row i + 8 in the high half
+                                (lane << 16 and lane & 0xffff0000 are rows 0…7 and 8…15 as f32)
+
+A leading expert dim stays in front. bf16 is rounded to nearest, ties to even; NaN stays NaN.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..plan.model import PANEL_ROWS, WeightSpec
+
+Array = np.ndarray
+_LANES = PANEL_ROWS // 2
+
+
+def pack(array: Array, spec: WeightSpec) -> Array:
+    """`array` (the logical tensor) as stored: C-contiguous, `spec.packed_dims`; bf16 as uint16."""
+    if array.shape != spec.dims:
+        raise ValueError(f"'{spec.name}' was computed as {list(array.shape)}, the plan has {list(spec.dims)}")
+    stored = to_bf16(array) if spec.dtype == "bf16" else array
+    if spec.layout == "row_major":
+        return np.ascontiguousarray(stored)
+    return _to_panels(stored, interleave=spec.dtype == "bf16").reshape(spec.packed_dims)
+
+
+def unpack(packed: Array, spec: WeightSpec) -> Array:
+    """The logical tensor as float32: what a kernel sees. The inverse of `pack`, up to rounding."""
+    if spec.layout == "row_major":
+        return from_bf16(packed) if spec.dtype == "bf16" else packed
+    *lead, num_rows, num_columns = spec.dims
+    panels = packed.reshape(*lead, -1, num_columns, PANEL_ROWS)
+    if spec.dtype == "bf16":
+        lanes = panels.reshape(*panels.shape[:-1], _LANES, 2)
+        panels = np.swapaxes(lanes, -1, -2).reshape(panels.shape)
+    rows = np.swapaxes(panels, -1, -2).reshape(*lead, -1, num_columns)[..., :num_rows, :]
+    return from_bf16(rows) if spec.dtype == "bf16" else np.ascontiguousarray(rows)
+
+
+def to_bf16(array: Array) -> Array:
+    """float32 → the upper halves of its bits (uint16), rounded to nearest, ties to even."""
+    bits = np.ascontiguousarray(array, dtype=np.float32).view(np.uint32)
+    rounded = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    nan = np.isnan(array)
+    if nan.any():
+        rounded[nan] = 0x7FC0
+    return rounded
+
+
+def from_bf16(bits: Array) -> Array:
+    """The float32 values of bf16 bits (uint16)."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def round_to_bf16(array: Array) -> Array:
+    """float32 → the nearest float32 that bf16 can hold."""
+    return from_bf16(to_bf16(array))
+
+
+def _to_panels(rows: Array, interleave: bool) -> Array:
+    """[…, N, K] → […, N/16, K, 16]; `interleave` pairs row i with row i + 8."""
+    *lead, num_rows, num_columns = rows.shape
+    num_panels = -(-num_rows // PANEL_ROWS)
+    padded = rows
+    if num_rows % PANEL_ROWS:
+        padded = np.zeros((*lead, num_panels * PANEL_ROWS, num_columns), rows.dtype)
+        padded[..., :num_rows, :] = rows
+    if interleave:
+        halves = padded.reshape(*lead, num_panels, 2, _LANES, num_columns)
+        return np.ascontiguousarray(np.moveaxis(halves, (-3, -2), (-1, -2)))
+    return np.ascontiguousarray(np.swapaxes(padded.reshape(*lead, num_panels, PANEL_ROWS, num_columns), -1, -2))
