@@ -88,6 +88,8 @@ class GraphBuilder:
             if op in POINTWISE:
                 operands = self._promoted(op, operands, source)
             types = row.shape_rule(operands, fixed)
+            if fixed.get("dim", 0) < 0:  # type: ignore[operator]
+                fixed["dim"] = _rank(operands, fixed) + fixed["dim"]  # type: ignore[operator]
         except GraphError as error:
             what = error.what if op in error.what else f"{op}: {error.what}"
             raise GraphError(what, error.where or str(source), error.try_) from None
@@ -174,6 +176,11 @@ class GraphBuilder:
             name = f"{prefix}{self._next_id}"
         self._next_id += 1
         return name
+
+
+def _rank(operands: Sequence[Value | None], attrs: dict[str, Any]) -> int:
+    """Of what the attribute `dim` counts: the first operand, or the dims that the op makes."""
+    return len(operands[0].dims) if operands and operands[0] is not None else len(attrs["dims"])
 
 
 def literal(array: np.ndarray) -> str:

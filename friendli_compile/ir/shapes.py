@@ -368,10 +368,10 @@ def row_dim(dims: Dims) -> str | None:
 
 
 EW_RULES: dict[str, Rule] = (
-    {name: ew_same for name in ("neg", "abs", "square", "relu", "add", "sub", "mul", "floor_div", "remainder", "minimum", "maximum")}
-    | {name: ew_float for name in ("sqrt", "rsqrt", "exp", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "silu", "gelu")}
-    | {name: ew_float for name in ("gelu_tanh", "softplus", "floor", "div", "pow")}
-    | {name: ew_compare for name in ("eq", "ne", "lt", "le", "gt", "ge")}
-    | {name: ew_logical for name in ("and", "or", "not")}
+    dict.fromkeys(("neg", "abs", "square", "relu", "add", "sub", "mul", "floor_div", "remainder", "minimum", "maximum"), ew_same)
+    | dict.fromkeys(("sqrt", "rsqrt", "exp", "log", "log1p", "sin", "cos", "tanh", "sigmoid", "erf", "silu", "gelu"), ew_float)
+    | dict.fromkeys(("gelu_tanh", "softplus", "floor", "div", "pow"), ew_float)
+    | dict.fromkeys(("eq", "ne", "lt", "le", "gt", "ge"), ew_compare)
+    | dict.fromkeys(("and", "or", "not"), ew_logical)
     | {"where": ew_where}
 )
