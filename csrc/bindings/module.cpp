@@ -7,4 +7,5 @@ NB_MODULE(_core, m) {
   m.doc() = "The C++ core of fmo: executor, kernels and engine for the CPU.";
   fmo::bind_limits(m);
   fmo::bind_executor(m);
+  fmo::bind_engine(m);
 }
