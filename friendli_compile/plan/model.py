@@ -103,7 +103,13 @@ class WeightSpec:
         return num_bytes
 
     def to_json(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "layout": self.layout, "dims": list(self.dims), "expr": str(self.expression)}
+        return {
+            "dtype": self.dtype,
+            "layout": self.layout,
+            "dims": list(self.dims),
+            "expr": str(self.expression),
+            "params": [param.name for param in self.expression.params],
+        }
 
 
 @dataclass(frozen=True, slots=True)

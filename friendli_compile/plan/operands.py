@@ -1,11 +1,11 @@
 """What each kernel asks of its operands: one row per call op, in the operand order of docs/ir.md.
 
-    rows     last stride 1 (or a last dim of 1), any other strides, 0 included
-    any      any strides
-    dense    row-major without gaps inside a row
-    matrix   a static weight, packed panel16 in the storage dtype
-    table    a static weight in the storage dtype: row_major, or the panel16 of the linear layer that shares it
-    vector   f32; a static weight (row_major) or computed
+rows     last stride 1 (or a last dim of 1), any other strides, 0 included
+any      any strides
+dense    row-major without gaps inside a row
+matrix   a static weight, packed panel16 in the storage dtype
+table    a static weight in the storage dtype: row_major, or the panel16 of the linear layer that shares it
+vector   f32; a static weight (row_major) or computed
 """
 
 from __future__ import annotations
