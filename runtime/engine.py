@@ -12,10 +12,12 @@ import contextlib
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .errors import FmoError
 from .sampling import SamplingParams
 
 _log = logging.getLogger(__name__)
@@ -23,8 +25,8 @@ _WAIT_MS = 1000
 """How long the dispatcher sleeps at most before it looks whether it should end."""
 
 
-class EngineError(Exception):
-    """The engine did not take a request. The message says what happened, where, and what to do."""
+class EngineError(FmoError):
+    """The engine did not take a request."""
 
 
 class QueueFull(EngineError):
@@ -43,9 +45,10 @@ class EngineStopped(EngineError):
 class TokenOutput:
     """One token of one sample, or its end, or both.
 
-    `token_id` is None when a sample ends without a token (cancelled, error). `finish_reason` is None until the last output of the sample, then
-    `stop`, `length`, `cancelled` or `error` (with `error` saying what happened). `logprob` and `top_logprobs` are those of the raw logits,
-    if asked for. `num_cached_tokens`: prompt tokens that this sample did not have to compute.
+    `token_id` is None when a sample ends without a token (cancelled, error). `finish_reason` is None until the last output of the sample,
+    then `stop`, `length`, `cancelled` or `error` (with `error` saying what happened). A stop token, and the tokens of a stop sequence, are
+    reported like all others. `logprob` and `top_logprobs` are those of the raw logits, if asked for. `num_cached_tokens`: prompt tokens
+    that this sample did not have to compute.
     """
 
     sample_idx: int
@@ -69,14 +72,14 @@ class _Request:
 class Engine:
     """Runs requests on an executor until `shutdown`.
 
-    `executor`: `_core.Executor` (or an object that holds one as `.core`), bound for at least `max_num_tokens` rows and `max_num_seqs` logit rows.
+    `executor`: `_core.Executor` (or an object that holds one as `.core`), bound for at least `max_num_tokens` rows and `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """
 
     def __init__(self, executor: Any, *, max_num_seqs: int = 64, max_num_tokens: int = 512, max_queue_len: int = 1024, max_context_len: int,
                  vocab_size: int, on_batch_end: Callable[[], None] | None = None) -> None:
-        from . import _core
+        from . import _core  # here, so that importing this module loads no native code
 
         self._core: Any = _core.Engine(getattr(executor, "core", executor), max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens,
                                        max_queue_len=max_queue_len, max_context_len=max_context_len, vocab_size=vocab_size)
@@ -98,6 +101,7 @@ class Engine:
         if self._dispatcher is not None:
             return
         self._core.start()
+        weakref.finalize(self, self._core.stop)  # also at exit: the step thread must not outlive the interpreter
         self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
         self._dispatcher.start()
 
@@ -114,11 +118,11 @@ class Engine:
             try:
                 request_id: int = self._core.submit(prompt, params)
             except self._queue_full as error:
-                raise QueueFull(str(error)) from None
+                raise QueueFull(str(error), where="max_queue_len", hint="send the request again later") from None
             except self._too_large as error:
-                raise RequestTooLarge(str(error)) from None
+                raise RequestTooLarge(str(error), where="prompt, max_tokens", hint="shorten one of them") from None
             except self._stopped as error:
-                raise EngineStopped(str(error)) from None
+                raise EngineStopped(str(error), hint="send the request again when the server is ready") from None
             self._requests[request_id] = _Request(sink, params.n)
         return request_id
 

@@ -1,8 +1,8 @@
 """What one request asks of the sampler and of the stop rules, and the check of every value.
 
-`SamplingParams` is plain data: text-level stop strings (`stop`) are carried for the text layer and ignored by the engine; everything else is
-honoured by the C++ engine. `validate` is the one place where a value is judged: it rejects NaN and infinities, names the field, the value
-and the bounds, and knows the limits of the model. Nothing here touches the C++ core.
+`SamplingParams` is plain data: text-level stop strings (`stop`) are carried for the text layer and ignored by the engine; everything else
+is honoured by the C++ engine. `validate` is the one place where a value is judged: it rejects NaN and infinities, names the field, the
+value and the bounds, and knows the limits of the model. Nothing here touches the C++ core.
 """
 
 from __future__ import annotations

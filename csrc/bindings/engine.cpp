@@ -1,7 +1,7 @@
 // friendli_runtime._core.Engine: the step loop for Python, and `sample_token`, one call of the sampler.
 //
-// The model is a `_core.Executor`, called without the GIL, or any object with the same `forward`, `num_blocks` (and optionally `block_size`): a
-// model written in Python, which the tests of the engine use.
+// The model is a `_core.Executor`, called without the GIL, or any object with the same `forward`, `num_blocks` (and
+// optionally `block_size`): a model written in Python, which the tests of the engine use.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -29,269 +29,283 @@ using FloatRow = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device:
 
 template <typename T>
 T attribute(const nb::handle& object, const char* name) {
-    return nb::cast<T>(object.attr(name));
+  return nb::cast<T>(object.attr(name));
 }
 
 // Reads a friendli_runtime.sampling.SamplingParams; the stop strings are not the engine's.
 SamplingParams params_from_python(const nb::handle& object) {
-    SamplingParams params;
-    params.max_tokens = attribute<std::optional<int64_t>>(object, "max_tokens");
-    params.max_total_tokens = attribute<std::optional<int64_t>>(object, "max_total_tokens");
-    params.min_tokens = attribute<int64_t>(object, "min_tokens");
-    params.temperature = attribute<double>(object, "temperature");
-    params.top_k = attribute<int64_t>(object, "top_k");
-    params.top_p = attribute<double>(object, "top_p");
-    params.min_p = attribute<double>(object, "min_p");
-    params.xtc_threshold = attribute<double>(object, "xtc_threshold");
-    params.xtc_probability = attribute<double>(object, "xtc_probability");
-    params.repetition_penalty = attribute<double>(object, "repetition_penalty");
-    params.frequency_penalty = attribute<double>(object, "frequency_penalty");
-    params.presence_penalty = attribute<double>(object, "presence_penalty");
-    for (const auto& [token_id, bias] : nb::cast<nb::dict>(object.attr("logit_bias"))) {
-        params.logit_bias.emplace_back(nb::cast<int32_t>(token_id), static_cast<float>(nb::cast<double>(bias)));
-    }
-    params.no_repeat_ngram = attribute<int64_t>(object, "no_repeat_ngram");
-    params.bad_words = attribute<std::vector<TokenIds>>(object, "bad_words_ids");
-    params.forced_tokens = attribute<TokenIds>(object, "forced_output_tokens");
-    params.eos_token_ids = attribute<TokenIds>(object, "eos_token_ids");
-    params.stop_token_ids = attribute<TokenIds>(object, "stop_token_ids");
-    params.stop_sequences = attribute<std::vector<TokenIds>>(object, "stop_token_sequences");
-    params.ignore_eos = attribute<bool>(object, "ignore_eos");
-    params.num_logprobs = attribute<std::optional<int64_t>>(object, "logprobs");
-    params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
-    return params;
+  SamplingParams params;
+  params.max_tokens = attribute<std::optional<int64_t>>(object, "max_tokens");
+  params.max_total_tokens = attribute<std::optional<int64_t>>(object, "max_total_tokens");
+  params.min_tokens = attribute<int64_t>(object, "min_tokens");
+  params.temperature = attribute<double>(object, "temperature");
+  params.top_k = attribute<int64_t>(object, "top_k");
+  params.top_p = attribute<double>(object, "top_p");
+  params.min_p = attribute<double>(object, "min_p");
+  params.xtc_threshold = attribute<double>(object, "xtc_threshold");
+  params.xtc_probability = attribute<double>(object, "xtc_probability");
+  params.repetition_penalty = attribute<double>(object, "repetition_penalty");
+  params.frequency_penalty = attribute<double>(object, "frequency_penalty");
+  params.presence_penalty = attribute<double>(object, "presence_penalty");
+  for (const auto& [token_id, bias] : nb::cast<nb::dict>(object.attr("logit_bias"))) {
+    params.logit_bias.emplace_back(nb::cast<int32_t>(token_id), static_cast<float>(nb::cast<double>(bias)));
+  }
+  params.no_repeat_ngram = attribute<int64_t>(object, "no_repeat_ngram");
+  params.bad_words = attribute<std::vector<TokenIds>>(object, "bad_words_ids");
+  params.forced_tokens = attribute<TokenIds>(object, "forced_output_tokens");
+  params.eos_token_ids = attribute<TokenIds>(object, "eos_token_ids");
+  params.stop_token_ids = attribute<TokenIds>(object, "stop_token_ids");
+  params.stop_sequences = attribute<std::vector<TokenIds>>(object, "stop_token_sequences");
+  params.ignore_eos = attribute<bool>(object, "ignore_eos");
+  params.num_logprobs = attribute<std::optional<int64_t>>(object, "logprobs");
+  params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
+  return params;
 }
 
 nb::object copied_array(const int32_t* data, std::initializer_list<size_t> shape) {
-    size_t num_items = 1;
-    for (const size_t dim : shape) num_items *= dim;
-    auto* copy = new int32_t[num_items];
-    std::copy_n(data, num_items, copy);
-    nb::capsule owner(copy, [](void* pointer) noexcept { delete[] static_cast<int32_t*>(pointer); });
-    return nb::cast(IntArray(copy, shape.size(), shape.begin(), owner));
+  size_t num_items = 1;
+  for (const size_t dim : shape) num_items *= dim;
+  auto* copy = new int32_t[num_items];
+  std::copy_n(data, num_items, copy);
+  nb::capsule owner(copy, [](void* pointer) noexcept { delete[] static_cast<int32_t*>(pointer); });
+  return nb::cast(IntArray(copy, shape.size(), shape.begin(), owner));
 }
 
 // A model in Python: takes the arrays of `Executor.forward` and returns f32 [num_logits, vocab_size].
 class PythonModel {
-  public:
-    PythonModel(nb::handle model, int64_t vocab_size) : model_(model), vocab_size_(vocab_size) {}
+ public:
+  PythonModel(nb::handle model, int64_t vocab_size) : model_(model), vocab_size_(vocab_size) {}
 
-    LogitsView operator()(const Batch& batch) {
-        const nb::gil_scoped_acquire gil;
-        try {
-            return forward(batch);
-        } catch (const std::exception& error) {  // a Python exception must not leave the GIL's scope
-            throw std::runtime_error(error.what());
-        }
+  LogitsView operator()(const Batch& batch) {
+    const nb::gil_scoped_acquire gil;
+    try {
+      return forward(batch);
+    } catch (const std::exception& error) {  // a Python exception must not leave the GIL's scope
+      throw std::runtime_error(error.what());
     }
+  }
 
-  private:
-    LogitsView forward(const Batch& batch) {
-        const auto num_tokens = static_cast<size_t>(batch.num_tokens);
-        const auto num_seqs = static_cast<size_t>(batch.num_seqs);
-        const auto num_logits = static_cast<size_t>(batch.num_logits);
-        const auto stride = static_cast<size_t>(batch.block_table_stride);
-        const nb::object result = model_.attr("forward")(
-            copied_array(batch.input_ids, {num_tokens}), copied_array(batch.position_ids, {num_tokens}),
-            copied_array(batch.cu_seqlens, {num_seqs + 1}), copied_array(batch.context_lens, {num_seqs}),
-            copied_array(batch.block_tables, {num_seqs, stride}), copied_array(batch.logit_rows, {num_logits}));
-        const auto logits = nb::cast<FloatMatrix>(result);
-        if (logits.shape(0) != num_logits || static_cast<int64_t>(logits.shape(1)) != vocab_size_) {
-            throw std::runtime_error("forward returned " + std::to_string(logits.shape(0)) + " x " +
-                                     std::to_string(logits.shape(1)) + " logits, expected " + std::to_string(num_logits) +
-                                     " x " + std::to_string(vocab_size_));
-        }
-        logits_.assign(logits.data(), logits.data() + logits.size());
-        return {logits_.data(), vocab_size_};
+ private:
+  LogitsView forward(const Batch& batch) {
+    const auto num_tokens = static_cast<size_t>(batch.num_tokens);
+    const auto num_seqs = static_cast<size_t>(batch.num_seqs);
+    const auto num_logits = static_cast<size_t>(batch.num_logits);
+    const auto stride = static_cast<size_t>(batch.block_table_stride);
+    const nb::object result = model_.attr("forward")(
+        copied_array(batch.input_ids, {num_tokens}), copied_array(batch.position_ids, {num_tokens}),
+        copied_array(batch.cu_seqlens, {num_seqs + 1}), copied_array(batch.context_lens, {num_seqs}),
+        copied_array(batch.block_tables, {num_seqs, stride}), copied_array(batch.logit_rows, {num_logits}));
+    const auto logits = nb::cast<FloatMatrix>(result);
+    if (logits.shape(0) != num_logits || static_cast<int64_t>(logits.shape(1)) != vocab_size_) {
+      throw std::runtime_error("forward returned " + std::to_string(logits.shape(0)) + " x " +
+                               std::to_string(logits.shape(1)) + " logits, expected " + std::to_string(num_logits) +
+                               " x " + std::to_string(vocab_size_));
     }
+    logits_.assign(logits.data(), logits.data() + logits.size());
+    return {logits_.data(), vocab_size_};
+  }
 
-    nb::handle model_;  // kept alive by the PyEngine
-    int64_t vocab_size_;
-    std::vector<float> logits_;
+  nb::handle model_;  // kept alive by the PyEngine
+  int64_t vocab_size_;
+  std::vector<float> logits_;
 };
 
 void require_at_most(const char* name, int64_t value, int64_t limit, const char* limit_name) {
-    if (value <= limit) return;
-    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", but the executor is bound for " +
-                                limit_name + " = " + std::to_string(limit) + "; bind it for more or lower " + name);
+  if (value <= limit) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", but the executor is bound for " +
+                              limit_name + " = " + std::to_string(limit) + "; bind it for more or lower " + name);
 }
 
 ForwardFn forward_of(nb::handle model, EngineOptions& options) {
-    if (!nb::isinstance<Executor>(model)) {
-        options.scheduler.num_blocks = attribute<int64_t>(model, "num_blocks");
-        if (nb::hasattr(model, "block_size")) options.scheduler.block_size = attribute<int64_t>(model, "block_size");
-        return PythonModel(model, options.vocab_size);
-    }
-    auto* executor = nb::cast<Executor*>(model);
-    options.scheduler.num_blocks = executor->num_blocks();
-    options.scheduler.block_size = kBlockSize;
-    require_at_most("max_num_tokens", options.scheduler.max_num_tokens, executor->max_num_tokens(), "max_num_tokens");
-    require_at_most("max_num_seqs", options.scheduler.max_num_seqs, executor->max_num_logits(), "max_num_logits");
-    require_at_most("max_context_len", options.max_context_len, executor->max_context_len(), "max_context_len");
-    require_at_most("vocab_size", options.vocab_size, executor->vocab_size(), "vocab_size");
-    return [executor](const Batch& batch) -> LogitsView {
-        executor->forward(batch);
-        return {executor->logits(), executor->logits_stride()};
-    };
+  if (!nb::isinstance<Executor>(model)) {
+    options.scheduler.num_blocks = attribute<int64_t>(model, "num_blocks");
+    if (nb::hasattr(model, "block_size")) options.scheduler.block_size = attribute<int64_t>(model, "block_size");
+    return PythonModel(model, options.vocab_size);
+  }
+  auto* executor = nb::cast<Executor*>(model);
+  options.scheduler.num_blocks = executor->num_blocks();
+  options.scheduler.block_size = kBlockSize;
+  require_at_most("max_num_tokens", options.scheduler.max_num_tokens, executor->max_num_tokens(), "max_num_tokens");
+  require_at_most("max_num_seqs", options.scheduler.max_num_seqs, executor->max_num_logits(), "max_num_logits");
+  require_at_most("max_context_len", options.max_context_len, executor->max_context_len(), "max_context_len");
+  require_at_most("vocab_size", options.vocab_size, executor->vocab_size(), "vocab_size");
+  return [executor](const Batch& batch) -> LogitsView {
+    executor->forward(batch);
+    return {executor->logits(), executor->logits_stride()};
+  };
 }
 
 nb::tuple event_row(const TokenEvent& event) {
-    const char* reason = finish_reason_name(event.finish_reason);
-    nb::object top_logprobs = nb::none();
-    if (event.logprob) {
-        nb::list pairs;
-        for (const auto& [token_id, logprob] : event.top_logprobs) pairs.append(nb::make_tuple(token_id, logprob));
-        top_logprobs = pairs;
-    }
-    const nb::object reason_object = reason == nullptr ? nb::none() : nb::object(nb::str(reason));
-    const nb::object error = event.error.empty() ? nb::none() : nb::object(nb::str(event.error.c_str()));
-    return nb::make_tuple(event.sample_idx, event.token_id, event.logprob, top_logprobs, reason_object, error,
-                          event.num_cached_tokens);
+  const char* reason = finish_reason_name(event.finish_reason);
+  nb::object top_logprobs = nb::none();
+  if (event.logprob) {
+    nb::list pairs;
+    for (const auto& [token_id, logprob] : event.top_logprobs) pairs.append(nb::make_tuple(token_id, logprob));
+    top_logprobs = pairs;
+  }
+  const nb::object reason_object = reason == nullptr ? nb::none() : nb::object(nb::str(reason));
+  const nb::object error = event.error.empty() ? nb::none() : nb::object(nb::str(event.error.c_str()));
+  return nb::make_tuple(event.sample_idx, event.token_id, event.logprob, top_logprobs, reason_object, error,
+                        event.num_cached_tokens);
 }
 
 // Owns the loop and the model; both are taken down without holding the GIL that the step thread may be waiting for.
 class PyEngine {
-  public:
-    PyEngine(nb::object model, EngineOptions options, int64_t max_queue_len) : model_(std::move(model)) {
-        ForwardFn forward = forward_of(model_, options);
-        loop_ = std::make_unique<StepLoop>(options, max_queue_len, std::move(forward));
-    }
-    ~PyEngine() {
-        const nb::gil_scoped_release release;
-        loop_.reset();
-    }
-    PyEngine(const PyEngine&) = delete;
-    PyEngine& operator=(const PyEngine&) = delete;
+ public:
+  PyEngine(nb::object model, EngineOptions options, int64_t max_queue_len) : model_(std::move(model)) {
+    ForwardFn forward = forward_of(model_, options);
+    loop_ = std::make_unique<StepLoop>(options, max_queue_len, std::move(forward));
+  }
+  ~PyEngine() {
+    const nb::gil_scoped_release release;
+    loop_.reset();
+  }
+  PyEngine(const PyEngine&) = delete;
+  PyEngine& operator=(const PyEngine&) = delete;
 
-    StepLoop& loop() { return *loop_; }
-    nb::handle model() const { return model_; }
+  StepLoop& loop() { return *loop_; }
+  nb::handle model() const { return model_; }
 
-    // [(request_id, [row, ...]), ...]: one entry per request, rows in order.
-    nb::list take_events(int timeout_ms) {
-        std::vector<TokenEvent> events;
-        {
-            const nb::gil_scoped_release release;
-            events = loop_->take_events(timeout_ms);
-        }
-        nb::list batches;
-        std::unordered_map<int64_t, nb::list> rows_of;
-        for (const TokenEvent& event : events) {
-            auto [found, is_new] = rows_of.try_emplace(event.request_id);
-            if (is_new) batches.append(nb::make_tuple(event.request_id, found->second));
-            found->second.append(event_row(event));
-        }
-        return batches;
+  // [(request_id, [row, ...]), ...]: one entry per request, rows in order.
+  nb::list take_events(int timeout_ms) {
+    std::vector<TokenEvent> events;
+    {
+      const nb::gil_scoped_release release;
+      events = loop_->take_events(timeout_ms);
     }
-
-    nb::dict stats() const {
-        const EngineStats stats = loop_->stats();
-        nb::dict result;
-        result["num_running"] = stats.num_running;
-        result["num_waiting"] = stats.num_waiting;
-        result["num_queued_requests"] = stats.num_queued_requests;
-        result["num_used_blocks"] = stats.num_used_blocks;
-        result["num_blocks"] = stats.num_blocks;
-        result["num_preemptions"] = stats.num_preemptions;
-        result["num_steps"] = stats.counters.num_steps;
-        result["num_prompt_tokens"] = stats.counters.num_prompt_tokens;
-        result["num_generated_tokens"] = stats.counters.num_generated_tokens;
-        result["num_finished_samples"] = stats.counters.num_finished_samples;
-        result["num_errors"] = stats.counters.num_errors;
-        result["last_step_s"] = static_cast<double>(stats.last_step_ns) * 1e-9;
-        result["busy_s"] = static_cast<double>(stats.busy_ns) * 1e-9;
-        result["heartbeat_age_s"] = loop_->heartbeat_age_s();
-        return result;
+    nb::list batches;
+    std::unordered_map<int64_t, nb::list> rows_of;
+    for (const TokenEvent& event : events) {
+      auto [found, is_new] = rows_of.try_emplace(event.request_id);
+      if (is_new) batches.append(nb::make_tuple(event.request_id, found->second));
+      found->second.append(event_row(event));
     }
+    return batches;
+  }
 
-  private:
-    nb::object model_;
-    std::unique_ptr<StepLoop> loop_;
+  nb::dict stats() const {
+    const EngineStats stats = loop_->stats();
+    nb::dict result;
+    result["num_running"] = stats.num_running;
+    result["num_waiting"] = stats.num_waiting;
+    result["num_queued_requests"] = stats.num_queued_requests;
+    result["num_used_blocks"] = stats.num_used_blocks;
+    result["num_blocks"] = stats.num_blocks;
+    result["num_preemptions"] = stats.num_preemptions;
+    result["num_steps"] = stats.counters.num_steps;
+    result["num_prompt_tokens"] = stats.counters.num_prompt_tokens;
+    result["num_generated_tokens"] = stats.counters.num_generated_tokens;
+    result["num_finished_samples"] = stats.counters.num_finished_samples;
+    result["num_errors"] = stats.counters.num_errors;
+    result["last_step_s"] = static_cast<double>(stats.last_step_ns) * 1e-9;
+    result["busy_s"] = static_cast<double>(stats.busy_ns) * 1e-9;
+    result["heartbeat_age_s"] = loop_->heartbeat_age_s();
+    return result;
+  }
+
+ private:
+  nb::object model_;
+  std::unique_ptr<StepLoop> loop_;
 };
 
-nb::tuple sample_token(const FloatRow& logits, const TokenIds& prompt, const TokenIds& output, const nb::handle& params_object,
-                       uint64_t seed, const std::vector<uint32_t>& allowed_bits) {
-    const auto vocab_size = static_cast<int64_t>(logits.shape(0));
-    const SamplingParams params = params_from_python(params_object);
-    check_params(params, vocab_size);
-    TokenIds tokens = prompt;
-    tokens.insert(tokens.end(), output.begin(), output.end());
-    for (const int32_t token_id : tokens) {
-        if (token_id < 0 || token_id >= vocab_size) {
-            throw std::invalid_argument("token id " + std::to_string(token_id) + " is outside the vocabulary");
-        }
+nb::tuple sample_token(const FloatRow& logits, const TokenIds& prompt, const TokenIds& output,
+                       const nb::handle& params_object, uint64_t seed, const std::vector<uint32_t>& allowed_bits) {
+  const auto vocab_size = static_cast<int64_t>(logits.shape(0));
+  const SamplingParams params = params_from_python(params_object);
+  check_params(params, vocab_size);
+  TokenIds tokens = prompt;
+  tokens.insert(tokens.end(), output.begin(), output.end());
+  for (const int32_t token_id : tokens) {
+    if (token_id < 0 || token_id >= vocab_size) {
+      throw std::invalid_argument("token id " + std::to_string(token_id) + " is outside the vocabulary");
     }
-    SampleInput input{logits.data(), tokens, static_cast<int64_t>(prompt.size()), &params, seed, allowed_bits};
-    SampleResult result;
-    Sampler(vocab_size).sample(input, result);
-    if (!result.error.empty()) throw std::runtime_error(std::string(result.error));
-    return nb::make_tuple(result.token_id, params.num_logprobs ? nb::cast(result.logprob) : nb::none(),
-                          nb::cast(std::vector<std::pair<int32_t, float>>(result.top_logprobs)));
+  }
+  SampleInput input{logits.data(), tokens, static_cast<int64_t>(prompt.size()), &params, seed, allowed_bits};
+  SampleResult result;
+  Sampler(vocab_size).sample(input, result);
+  if (!result.error.empty()) throw std::runtime_error(std::string(result.error));
+  return nb::make_tuple(result.token_id, params.num_logprobs ? nb::cast(result.logprob) : nb::none(),
+                        nb::cast(std::vector<std::pair<int32_t, float>>(result.top_logprobs)));
 }
 
 }  // namespace
 
 void bind_engine(nb::module_& m) {
-    nb::exception<QueueFullError>(m, "QueueFullError", PyExc_RuntimeError);
-    nb::exception<EngineStoppedError>(m, "EngineStoppedError", PyExc_RuntimeError);
-    nb::exception<RequestTooLargeError>(m, "RequestTooLargeError", PyExc_ValueError);
+  nb::exception<QueueFullError>(m, "QueueFullError", PyExc_RuntimeError);
+  nb::exception<EngineStoppedError>(m, "EngineStoppedError", PyExc_RuntimeError);
+  nb::exception<RequestTooLargeError>(m, "RequestTooLargeError", PyExc_ValueError);
 
-    nb::class_<PyEngine>(m, "Engine", "Schedules requests on a model and samples their tokens; see csrc/engine/step_loop.h.")
-        .def("__init__",
-             [](PyEngine* self, nb::object model, int64_t max_num_seqs, int64_t max_num_tokens, int64_t max_queue_len,
-                int64_t max_context_len, int64_t vocab_size) {
-                 EngineOptions options;
-                 options.scheduler.max_num_seqs = max_num_seqs;
-                 options.scheduler.max_num_tokens = max_num_tokens;
-                 options.max_context_len = max_context_len;
-                 options.vocab_size = vocab_size;
-                 new (self) PyEngine(std::move(model), options, max_queue_len);
-             },
-             nb::arg("model"), nb::kw_only(), nb::arg("max_num_seqs"), nb::arg("max_num_tokens"), nb::arg("max_queue_len"),
-             nb::arg("max_context_len"), nb::arg("vocab_size"))
-        .def("submit",
-             [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object) {
-                 SamplingParams params = params_from_python(params_object);
-                 const nb::gil_scoped_release release;
-                 return self.loop().submit(prompt, std::move(params));
-             },
-             nb::arg("prompt_ids"), nb::arg("params"), "Queues a request and returns its id.")
-        .def("cancel", [](PyEngine& self, int64_t id) { self.loop().cancel(id); }, nb::arg("request_id"),
-             nb::call_guard<nb::gil_scoped_release>())
-        .def("cancel_sample", [](PyEngine& self, int64_t id, int32_t sample) { self.loop().cancel_sample(id, sample); },
-             nb::arg("request_id"), nb::arg("sample_idx"), nb::call_guard<nb::gil_scoped_release>())
-        .def("start", [](PyEngine& self) { self.loop().start(); }, "Starts the step thread.",
-             nb::call_guard<nb::gil_scoped_release>())
-        .def("close", [](PyEngine& self) { self.loop().close(); }, "Takes no more requests.",
-             nb::call_guard<nb::gil_scoped_release>())
-        .def("stop", [](PyEngine& self) { self.loop().stop(); }, "Cancels what is open and ends the step thread.",
-             nb::call_guard<nb::gil_scoped_release>())
-        .def("step", [](PyEngine& self) { return self.loop().step(); },
-             "One step on the calling thread, for a loop that was not started. False: there was nothing to do.",
-             nb::call_guard<nb::gil_scoped_release>())
-        .def("take_events", &PyEngine::take_events, nb::arg("timeout_ms"),
-             "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, finish_reason, error, "
-             "num_cached_tokens), ...]), ...]; waits for the first.")
-        .def("check_invariants", [](PyEngine& self) { self.loop().engine().scheduler().check_invariants(); },
-             "Raises if a block is not owned as often as it is counted. Only for a loop that was not started.")
-        .def("stats", &PyEngine::stats)
-        .def_prop_ro("event_fd", [](PyEngine& self) { return self.loop().event_fd(); }, "Readable while events wait.")
-        .def_prop_ro("max_total_len", [](PyEngine& self) { return self.loop().max_total_len(); },
-                     "Prompt + output of the largest request that fits.")
-        .def_prop_ro("model", [](PyEngine& self) { return nb::borrow(self.model()); });
+  nb::class_<PyEngine>(m, "Engine",
+                       "Schedules requests on a model and samples their tokens; see csrc/engine/step_loop.h.")
+      .def(
+          "__init__",
+          [](PyEngine* self, nb::object model, int64_t max_num_seqs, int64_t max_num_tokens, int64_t max_queue_len,
+             int64_t max_context_len, int64_t vocab_size) {
+            EngineOptions options;
+            options.scheduler.max_num_seqs = max_num_seqs;
+            options.scheduler.max_num_tokens = max_num_tokens;
+            options.max_context_len = max_context_len;
+            options.vocab_size = vocab_size;
+            new (self) PyEngine(std::move(model), options, max_queue_len);
+          },
+          nb::arg("model"), nb::kw_only(), nb::arg("max_num_seqs"), nb::arg("max_num_tokens"), nb::arg("max_queue_len"),
+          nb::arg("max_context_len"), nb::arg("vocab_size"))
+      .def(
+          "submit",
+          [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object) {
+            SamplingParams params = params_from_python(params_object);
+            const nb::gil_scoped_release release;
+            return self.loop().submit(prompt, std::move(params));
+          },
+          nb::arg("prompt_ids"), nb::arg("params"), "Queues a request and returns its id.")
+      .def(
+          "cancel", [](PyEngine& self, int64_t id) { self.loop().cancel(id); }, nb::arg("request_id"),
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "cancel_sample", [](PyEngine& self, int64_t id, int32_t sample) { self.loop().cancel_sample(id, sample); },
+          nb::arg("request_id"), nb::arg("sample_idx"), nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "start", [](PyEngine& self) { self.loop().start(); }, "Starts the step thread.",
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "close", [](PyEngine& self) { self.loop().close(); }, "Takes no more requests.",
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "stop", [](PyEngine& self) { self.loop().stop(); }, "Cancels what is open and ends the step thread.",
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "step", [](PyEngine& self) { return self.loop().step(); },
+          "One step on the calling thread, for a loop that was not started. False: there was nothing to do.",
+          nb::call_guard<nb::gil_scoped_release>())
+      .def("take_events", &PyEngine::take_events, nb::arg("timeout_ms"),
+           "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, "
+           "finish_reason, error, "
+           "num_cached_tokens), ...]), ...]; waits for the first.")
+      .def(
+          "check_invariants", [](PyEngine& self) { self.loop().engine().scheduler().check_invariants(); },
+          "Raises if a block is not owned as often as it is counted. Only for a loop that was not started.")
+      .def("stats", &PyEngine::stats)
+      .def_prop_ro(
+          "event_fd", [](PyEngine& self) { return self.loop().event_fd(); }, "Readable while events wait.")
+      .def_prop_ro(
+          "max_total_len", [](PyEngine& self) { return self.loop().max_total_len(); },
+          "Prompt + output of the largest request that fits.")
+      .def_prop_ro("model", [](PyEngine& self) { return nb::borrow(self.model()); });
 
-    nb::class_<BlockPool>(m, "BlockPool", "KV block ids with reference counts.")
-        .def(nb::init<int64_t>(), nb::arg("num_blocks"))
-        .def("allocate", &BlockPool::allocate)
-        .def("retain", &BlockPool::retain, nb::arg("block"))
-        .def("release", &BlockPool::release, nb::arg("block"))
-        .def("ref_count", &BlockPool::ref_count, nb::arg("block"))
-        .def_prop_ro("num_free", &BlockPool::num_free)
-        .def_prop_ro("num_used", &BlockPool::num_used);
+  nb::class_<BlockPool>(m, "BlockPool", "KV block ids with reference counts.")
+      .def(nb::init<int64_t>(), nb::arg("num_blocks"))
+      .def("allocate", &BlockPool::allocate)
+      .def("retain", &BlockPool::retain, nb::arg("block"))
+      .def("release", &BlockPool::release, nb::arg("block"))
+      .def("ref_count", &BlockPool::ref_count, nb::arg("block"))
+      .def_prop_ro("num_free", &BlockPool::num_free)
+      .def_prop_ro("num_used", &BlockPool::num_used);
 
-    m.def("sample_token", &sample_token, nb::arg("logits"), nb::arg("prompt"), nb::arg("output"), nb::arg("params"), nb::arg("seed"),
-          nb::arg("allowed_bits") = std::vector<uint32_t>{}, "(token_id, logprob, top_logprobs) of one row of logits.");
-    m.def("random_uniform", &random_uniform, nb::arg("seed"), nb::arg("position"), nb::arg("draw"),
-          "The sampler's random number of (seed, output position, draw), in [0, 1).");
+  m.def("sample_token", &sample_token, nb::arg("logits"), nb::arg("prompt"), nb::arg("output"), nb::arg("params"),
+        nb::arg("seed"), nb::arg("allowed_bits") = std::vector<uint32_t>{},
+        "(token_id, logprob, top_logprobs) of one row of logits.");
+  m.def("random_uniform", &random_uniform, nb::arg("seed"), nb::arg("position"), nb::arg("draw"),
+        "The sampler's random number of (seed, output position, draw), in [0, 1).");
 }
 
 }  // namespace fmo

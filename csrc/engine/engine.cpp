@@ -10,19 +10,19 @@ namespace fmo {
 namespace {
 
 void require_positive(const char* name, int64_t value) {
-    if (value >= 1) return;
-    throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected at least 1");
+  if (value >= 1) return;
+  throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected at least 1");
 }
 
 EngineOptions checked(const EngineOptions& options) {
-    require_positive("vocab_size", options.vocab_size);
-    require_positive("block_size", options.scheduler.block_size);
-    require_positive("num_blocks", options.scheduler.num_blocks);
-    if (options.max_context_len < 2) {
-        throw std::invalid_argument("max_context_len is " + std::to_string(options.max_context_len) +
-                                    ", expected at least 2: one token of prompt and one of output");
-    }
-    return options;
+  require_positive("vocab_size", options.vocab_size);
+  require_positive("block_size", options.scheduler.block_size);
+  require_positive("num_blocks", options.scheduler.num_blocks);
+  if (options.max_context_len < 2) {
+    throw std::invalid_argument("max_context_len is " + std::to_string(options.max_context_len) +
+                                ", expected at least 2: one token of prompt and one of output");
+  }
+  return options;
 }
 
 }  // namespace
@@ -32,113 +32,113 @@ Engine::Engine(const EngineOptions& options, ForwardFn forward)
       forward_(std::move(forward)),
       scheduler_(options.scheduler),
       sampler_(options.vocab_size) {
-    const auto max_num_seqs = static_cast<size_t>(options.scheduler.max_num_seqs);
-    const auto max_num_tokens = static_cast<size_t>(options.scheduler.max_num_tokens);
-    max_blocks_per_seq_ = ceil_div(max_total_len(), options.scheduler.block_size);
-    input_ids_.reserve(max_num_tokens);
-    position_ids_.reserve(max_num_tokens);
-    cu_seqlens_.reserve(max_num_seqs + 1);
-    context_lens_.reserve(max_num_seqs);
-    logit_rows_.reserve(max_num_seqs);
-    block_tables_.resize(max_num_seqs * static_cast<size_t>(max_blocks_per_seq_));
+  const auto max_num_seqs = static_cast<size_t>(options.scheduler.max_num_seqs);
+  const auto max_num_tokens = static_cast<size_t>(options.scheduler.max_num_tokens);
+  max_blocks_per_seq_ = ceil_div(max_total_len(), options.scheduler.block_size);
+  input_ids_.reserve(max_num_tokens);
+  position_ids_.reserve(max_num_tokens);
+  cu_seqlens_.reserve(max_num_seqs + 1);
+  context_lens_.reserve(max_num_seqs);
+  logit_rows_.reserve(max_num_seqs);
+  block_tables_.resize(max_num_seqs * static_cast<size_t>(max_blocks_per_seq_));
 }
 
 // The last token is never computed, so it needs no place in the cache.
 int64_t Engine::max_total_len() const {
-    const int64_t num_cache_tokens = options_.scheduler.num_blocks * options_.scheduler.block_size;
-    return std::min(options_.max_context_len, num_cache_tokens + 1);
+  const int64_t num_cache_tokens = options_.scheduler.num_blocks * options_.scheduler.block_size;
+  return std::min(options_.max_context_len, num_cache_tokens + 1);
 }
 
 std::unique_ptr<Request> Engine::make_checked_request(int64_t id, std::span<const int32_t> prompt,
                                                       SamplingParams params) const {
-    check_params(params, options_.vocab_size);
-    if (prompt.empty()) throw std::invalid_argument("the prompt has no token, expected at least one");
-    for (const int32_t token_id : prompt) {
-        if (token_id < 0 || token_id >= options_.vocab_size) {
-            throw std::invalid_argument("the prompt holds token id " + std::to_string(token_id) + ", expected 0 to " +
-                                        std::to_string(options_.vocab_size - 1));
-        }
+  check_params(params, options_.vocab_size);
+  if (prompt.empty()) throw std::invalid_argument("the prompt has no token, expected at least one");
+  for (const int32_t token_id : prompt) {
+    if (token_id < 0 || token_id >= options_.vocab_size) {
+      throw std::invalid_argument("the prompt holds token id " + std::to_string(token_id) + ", expected 0 to " +
+                                  std::to_string(options_.vocab_size - 1));
     }
-    const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
-    return make_request(id, prompt, std::move(params), total_len);
+  }
+  const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
+  return make_request(id, prompt, std::move(params), total_len);
 }
 
 int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const {
-    // What was asked for must fit; what was left open ends at the limit.
-    std::optional<int64_t> wanted;
-    auto tighten = [&](int64_t total_len) { wanted = std::min(wanted.value_or(total_len), total_len); };
-    if (params.max_tokens) {
-        tighten(num_prompt_tokens + *params.max_tokens);
-    } else if (!params.forced_tokens.empty()) {
-        tighten(num_prompt_tokens + static_cast<int64_t>(params.forced_tokens.size()));
-    }
-    if (params.max_total_tokens) tighten(*params.max_total_tokens);
+  // What was asked for must fit; what was left open ends at the limit.
+  std::optional<int64_t> wanted;
+  auto tighten = [&](int64_t total_len) { wanted = std::min(wanted.value_or(total_len), total_len); };
+  if (params.max_tokens) {
+    tighten(num_prompt_tokens + *params.max_tokens);
+  } else if (!params.forced_tokens.empty()) {
+    tighten(num_prompt_tokens + static_cast<int64_t>(params.forced_tokens.size()));
+  }
+  if (params.max_total_tokens) tighten(*params.max_total_tokens);
 
-    const int64_t needed = std::max(wanted.value_or(0), num_prompt_tokens + 1);
-    if (needed > max_total_len()) {
-        const bool is_context = needed > options_.max_context_len;
-        throw RequestTooLargeError(
-            "the request needs " + std::to_string(needed) + " tokens (prompt " + std::to_string(num_prompt_tokens) +
-            " and output), but " +
-            (is_context ? "the context of the model holds " + std::to_string(options_.max_context_len)
-                        : "the KV cache holds requests of at most " + std::to_string(max_total_len())));
-    }
-    return wanted ? needed : max_total_len();
+  const int64_t needed = std::max(wanted.value_or(0), num_prompt_tokens + 1);
+  if (needed > max_total_len()) {
+    const bool is_context = needed > options_.max_context_len;
+    throw RequestTooLargeError("the request needs " + std::to_string(needed) + " tokens (prompt " +
+                               std::to_string(num_prompt_tokens) + " and output), but " +
+                               (is_context
+                                    ? "the context of the model holds " + std::to_string(options_.max_context_len)
+                                    : "the KV cache holds requests of at most " + std::to_string(max_total_len())));
+  }
+  return wanted ? needed : max_total_len();
 }
 
 void Engine::add(std::unique_ptr<Request> request) {
-    scheduler_.add(*request);
-    requests_.emplace(request->id, std::move(request));
+  scheduler_.add(*request);
+  requests_.emplace(request->id, std::move(request));
 }
 
 void Engine::cancel(int64_t request_id) {
-    const auto found = requests_.find(request_id);
-    if (found == requests_.end()) return;
-    for (Sequence& sequence : found->second->samples) end_without_token(sequence, FinishReason::cancelled, {});
+  const auto found = requests_.find(request_id);
+  if (found == requests_.end()) return;
+  for (Sequence& sequence : found->second->samples) end_without_token(sequence, FinishReason::cancelled, {});
 }
 
 void Engine::cancel_sample(int64_t request_id, int32_t sample_idx) {
-    const auto found = requests_.find(request_id);
-    if (found == requests_.end()) return;
-    auto& samples = found->second->samples;
-    if (sample_idx < 0 || static_cast<size_t>(sample_idx) >= samples.size()) return;
-    end_without_token(samples[static_cast<size_t>(sample_idx)], FinishReason::cancelled, {});
+  const auto found = requests_.find(request_id);
+  if (found == requests_.end()) return;
+  auto& samples = found->second->samples;
+  if (sample_idx < 0 || static_cast<size_t>(sample_idx) >= samples.size()) return;
+  end_without_token(samples[static_cast<size_t>(sample_idx)], FinishReason::cancelled, {});
 }
 
 bool Engine::begin_step() {
-    forget_finished();
-    if (!has_work()) return false;
-    chunks_ = scheduler_.schedule();
-    if (chunks_.empty()) throw std::logic_error("scheduler: requests are open but none can run");
-    build_batch();
-    forward_error_.clear();
-    try {
-        logits_ = forward_(batch_);
-    } catch (const std::exception& error) {
-        forward_error_ = std::string("the model failed: ") + error.what();
-    }
-    return true;
+  forget_finished();
+  if (!has_work()) return false;
+  chunks_ = scheduler_.schedule();
+  if (chunks_.empty()) throw std::logic_error("scheduler: requests are open but none can run");
+  build_batch();
+  forward_error_.clear();
+  try {
+    logits_ = forward_(batch_);
+  } catch (const std::exception& error) {
+    forward_error_ = std::string("the model failed: ") + error.what();
+  }
+  return true;
 }
 
 void Engine::finish_step() {
-    int64_t logit_row = 0;
-    for (const Chunk& chunk : chunks_) {
-        Sequence& sequence = *chunk.sequence;
-        // Rows of samples cancelled during the forward still have their logits in the view.
-        const bool is_cancelled = sequence.state != SequenceState::running;
-        const bool has_logits = chunk.has_logits;
-        const float* logits = has_logits ? logits_.data + logits_.stride * logit_row++ : nullptr;
-        if (is_cancelled) continue;
-        if (!forward_error_.empty()) {
-            end_without_token(sequence, FinishReason::error, forward_error_);
-            continue;
-        }
-        scheduler_.mark_computed(chunk);
-        if (has_logits) sample_chunk(sequence, logits);
+  int64_t logit_row = 0;
+  for (const Chunk& chunk : chunks_) {
+    Sequence& sequence = *chunk.sequence;
+    // Rows of samples cancelled during the forward still have their logits in the view.
+    const bool is_cancelled = sequence.state != SequenceState::running;
+    const bool has_logits = chunk.has_logits;
+    const float* logits = has_logits ? logits_.data + logits_.stride * logit_row++ : nullptr;
+    if (is_cancelled) continue;
+    if (!forward_error_.empty()) {
+      end_without_token(sequence, FinishReason::error, forward_error_);
+      continue;
     }
-    chunks_ = {};
-    ++counters_.num_steps;
-    forget_finished();
+    scheduler_.mark_computed(chunk);
+    if (has_logits) sample_chunk(sequence, logits);
+  }
+  chunks_ = {};
+  ++counters_.num_steps;
+  forget_finished();
 }
 
 void Engine::cancel_all() { end_all(FinishReason::cancelled, {}); }
@@ -146,104 +146,105 @@ void Engine::cancel_all() { end_all(FinishReason::cancelled, {}); }
 void Engine::fail_all(const std::string& error) { end_all(FinishReason::error, error); }
 
 void Engine::end_all(FinishReason reason, const std::string& error) {
-    chunks_ = {};
-    std::vector<int64_t> ids;  // in order of arrival, so that the events are
-    for (const auto& [id, request] : requests_) ids.push_back(id);
-    std::sort(ids.begin(), ids.end());
-    for (const int64_t id : ids) {
-        for (Sequence& sequence : requests_.at(id)->samples) end_without_token(sequence, reason, error);
-    }
-    forget_finished();
+  chunks_ = {};
+  std::vector<int64_t> ids;  // in order of arrival, so that the events are
+  for (const auto& [id, request] : requests_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  for (const int64_t id : ids) {
+    for (Sequence& sequence : requests_.at(id)->samples) end_without_token(sequence, reason, error);
+  }
+  forget_finished();
 }
 
 void Engine::build_batch() {
-    input_ids_.clear();
-    position_ids_.clear();
-    context_lens_.clear();
-    logit_rows_.clear();
-    cu_seqlens_.assign(1, 0);
-    for (const Chunk& chunk : chunks_) append_rows(chunk);
-    batch_.num_tokens = static_cast<int32_t>(input_ids_.size());
-    batch_.num_seqs = static_cast<int32_t>(chunks_.size());
-    batch_.num_logits = static_cast<int32_t>(logit_rows_.size());
-    batch_.input_ids = input_ids_.data();
-    batch_.position_ids = position_ids_.data();
-    batch_.cu_seqlens = cu_seqlens_.data();
-    batch_.context_lens = context_lens_.data();
-    batch_.block_tables = block_tables_.data();
-    batch_.block_table_stride = static_cast<int32_t>(max_blocks_per_seq_);
-    batch_.logit_rows = logit_rows_.data();
+  input_ids_.clear();
+  position_ids_.clear();
+  context_lens_.clear();
+  logit_rows_.clear();
+  cu_seqlens_.assign(1, 0);
+  for (const Chunk& chunk : chunks_) append_rows(chunk);
+  batch_.num_tokens = static_cast<int32_t>(input_ids_.size());
+  batch_.num_seqs = static_cast<int32_t>(chunks_.size());
+  batch_.num_logits = static_cast<int32_t>(logit_rows_.size());
+  batch_.input_ids = input_ids_.data();
+  batch_.position_ids = position_ids_.data();
+  batch_.cu_seqlens = cu_seqlens_.data();
+  batch_.context_lens = context_lens_.data();
+  batch_.block_tables = block_tables_.data();
+  batch_.block_table_stride = static_cast<int32_t>(max_blocks_per_seq_);
+  batch_.logit_rows = logit_rows_.data();
 }
 
 void Engine::append_rows(const Chunk& chunk) {
-    const Sequence& sequence = *chunk.sequence;
-    int32_t* table = block_tables_.data() + static_cast<int64_t>(context_lens_.size()) * max_blocks_per_seq_;
-    std::copy(sequence.blocks.begin(), sequence.blocks.end(), table);
-    context_lens_.push_back(static_cast<int32_t>(sequence.num_computed));
-    for (int64_t idx = sequence.num_computed; idx < sequence.num_computed + chunk.num_tokens; ++idx) {
-        input_ids_.push_back(sequence.tokens[static_cast<size_t>(idx)]);
-        position_ids_.push_back(static_cast<int32_t>(idx));
-    }
-    cu_seqlens_.push_back(static_cast<int32_t>(input_ids_.size()));
-    if (chunk.has_logits) logit_rows_.push_back(static_cast<int32_t>(input_ids_.size()) - 1);
-    const bool is_decode = chunk.num_tokens == 1 && num_output_tokens(sequence) > 0 && chunk.has_logits;
-    counters_.num_prompt_tokens += is_decode ? 0 : chunk.num_tokens;
+  const Sequence& sequence = *chunk.sequence;
+  int32_t* table = block_tables_.data() + static_cast<int64_t>(context_lens_.size()) * max_blocks_per_seq_;
+  std::copy(sequence.blocks.begin(), sequence.blocks.end(), table);
+  context_lens_.push_back(static_cast<int32_t>(sequence.num_computed));
+  for (int64_t idx = sequence.num_computed; idx < sequence.num_computed + chunk.num_tokens; ++idx) {
+    input_ids_.push_back(sequence.tokens[static_cast<size_t>(idx)]);
+    position_ids_.push_back(static_cast<int32_t>(idx));
+  }
+  cu_seqlens_.push_back(static_cast<int32_t>(input_ids_.size()));
+  if (chunk.has_logits) logit_rows_.push_back(static_cast<int32_t>(input_ids_.size()) - 1);
+  const bool is_decode = chunk.num_tokens == 1 && num_output_tokens(sequence) > 0 && chunk.has_logits;
+  counters_.num_prompt_tokens += is_decode ? 0 : chunk.num_tokens;
 }
 
 void Engine::sample_chunk(Sequence& sequence, const float* logits) {
-    const Request& request = *sequence.request;
-    SampleInput input;
-    input.logits = logits;
-    input.tokens = sequence.tokens;
-    input.num_prompt_tokens = request.num_prompt_tokens;
-    input.params = &request.params;
-    input.seed = request.params.seeds[static_cast<size_t>(sequence.sample_idx)];
-    sampler_.sample(input, sample_);
-    if (!sample_.error.empty()) {
-        end_without_token(sequence, FinishReason::error,
-                          std::string(sample_.error) + " (output token " + std::to_string(num_output_tokens(sequence)) + ")");
-        return;
-    }
-    sequence.tokens.push_back(sample_.token_id);
-    ++counters_.num_generated_tokens;
-    TokenEvent event;
-    event.token_id = sample_.token_id;
-    if (request.params.num_logprobs) {
-        event.logprob = sample_.logprob;
-        event.top_logprobs = sample_.top_logprobs;
-    }
-    const FinishReason reason = stop_reason(sequence);
-    if (reason != FinishReason::none) return finish_sample(sequence, reason, std::move(event));
-    event.request_id = request.id;
-    event.sample_idx = sequence.sample_idx;
-    event.num_cached_tokens = sequence.num_cached;
-    events_.push_back(std::move(event));
+  const Request& request = *sequence.request;
+  SampleInput input;
+  input.logits = logits;
+  input.tokens = sequence.tokens;
+  input.num_prompt_tokens = request.num_prompt_tokens;
+  input.params = &request.params;
+  input.seed = request.params.seeds[static_cast<size_t>(sequence.sample_idx)];
+  sampler_.sample(input, sample_);
+  if (!sample_.error.empty()) {
+    end_without_token(
+        sequence, FinishReason::error,
+        std::string(sample_.error) + " (output token " + std::to_string(num_output_tokens(sequence)) + ")");
+    return;
+  }
+  sequence.tokens.push_back(sample_.token_id);
+  ++counters_.num_generated_tokens;
+  TokenEvent event;
+  event.token_id = sample_.token_id;
+  if (request.params.num_logprobs) {
+    event.logprob = sample_.logprob;
+    event.top_logprobs = sample_.top_logprobs;
+  }
+  const FinishReason reason = stop_reason(sequence);
+  if (reason != FinishReason::none) return finish_sample(sequence, reason, std::move(event));
+  event.request_id = request.id;
+  event.sample_idx = sequence.sample_idx;
+  event.num_cached_tokens = sequence.num_cached;
+  events_.push_back(std::move(event));
 }
 
 void Engine::finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event) {
-    Request& request = *sequence.request;
-    scheduler_.finish(sequence);
-    event.request_id = request.id;
-    event.sample_idx = sequence.sample_idx;
-    event.num_cached_tokens = sequence.num_cached;
-    event.finish_reason = reason;
-    events_.push_back(std::move(event));
-    ++counters_.num_finished_samples;
-    if (reason == FinishReason::error) ++counters_.num_errors;
-    if (request.num_open_samples == 0) finished_ids_.push_back(request.id);
+  Request& request = *sequence.request;
+  scheduler_.finish(sequence);
+  event.request_id = request.id;
+  event.sample_idx = sequence.sample_idx;
+  event.num_cached_tokens = sequence.num_cached;
+  event.finish_reason = reason;
+  events_.push_back(std::move(event));
+  ++counters_.num_finished_samples;
+  if (reason == FinishReason::error) ++counters_.num_errors;
+  if (request.num_open_samples == 0) finished_ids_.push_back(request.id);
 }
 
 void Engine::end_without_token(Sequence& sequence, FinishReason reason, const std::string& error) {
-    if (sequence.state == SequenceState::finished) return;
-    TokenEvent event;
-    event.error = error;
-    finish_sample(sequence, reason, std::move(event));
+  if (sequence.state == SequenceState::finished) return;
+  TokenEvent event;
+  event.error = error;
+  finish_sample(sequence, reason, std::move(event));
 }
 
 // Deferred, because the chunks of a step in flight point into the requests.
 void Engine::forget_finished() {
-    for (const int64_t id : finished_ids_) requests_.erase(id);
-    finished_ids_.clear();
+  for (const int64_t id : finished_ids_) requests_.erase(id);
+  finished_ids_.clear();
 }
 
 }  // namespace fmo

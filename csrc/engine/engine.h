@@ -1,11 +1,13 @@
-// The engine: schedule → forward → sample → stop rules → events, one step at a time. Single-threaded and deterministic: it owns no thread, reads
-// no clock, and the tokens of a sample are a function of its prompt, parameters and seed alone. `StepLoop` puts it on a thread.
+// The engine: schedule → forward → sample → stop rules → events, one step at a time. Single-threaded and deterministic:
+// it owns no thread, reads no clock, and the tokens of a sample are a function of its prompt, parameters and seed
+// alone. `StepLoop` puts it on a thread.
 //
 //   begin_step()    schedule, build the batch, run the model
 //   (cancel…)       may come in between: the sample gets no token of this step and its blocks are free at once
 //   finish_step()   sample, apply the stop rules, emit events
 //
-// A bad row (NaN) ends its request; a model that throws ends the requests of that batch; the engine goes on in both cases.
+// A bad row (NaN) ends its request; a model that throws ends the requests of that batch; the engine goes on in both
+// cases.
 #pragma once
 
 #include <cstdint>
@@ -27,98 +29,99 @@
 namespace fmo {
 
 struct LogitsView {
-    const float* data = nullptr;  // [num_logits of the batch, stride], the first vocab_size of each row are logits
-    int64_t stride = 0;
+  const float* data = nullptr;  // [num_logits of the batch, stride], the first vocab_size of each row are logits
+  int64_t stride = 0;
 };
 
 using ForwardFn = std::function<LogitsView(const Batch&)>;
 
 struct EngineOptions {
-    SchedulerOptions scheduler;
-    int64_t max_context_len = 0;  // prompt + output
-    int64_t vocab_size = 0;
+  SchedulerOptions scheduler;
+  int64_t max_context_len = 0;  // prompt + output
+  int64_t vocab_size = 0;
 };
 
 // The request can never run here. The message says which limit it exceeds.
 class RequestTooLargeError : public std::runtime_error {
-    using std::runtime_error::runtime_error;
+  using std::runtime_error::runtime_error;
 };
 
 // One token of a sample, its end, or both.
 struct TokenEvent {
-    int64_t request_id = 0;
-    int32_t sample_idx = 0;
-    std::optional<int32_t> token_id;  // none: ended without a token
-    std::optional<float> logprob;
-    std::vector<std::pair<int32_t, float>> top_logprobs;
-    FinishReason finish_reason = FinishReason::none;
-    std::string error;  // set with FinishReason::error
-    int64_t num_cached_tokens = 0;
+  int64_t request_id = 0;
+  int32_t sample_idx = 0;
+  std::optional<int32_t> token_id;  // none: ended without a token
+  std::optional<float> logprob;
+  std::vector<std::pair<int32_t, float>> top_logprobs;
+  FinishReason finish_reason = FinishReason::none;
+  std::string error;  // set with FinishReason::error
+  int64_t num_cached_tokens = 0;
 };
 
 struct EngineCounters {
-    int64_t num_steps = 0;
-    int64_t num_prompt_tokens = 0;     // rows computed that were not the newest output token: prompts and recomputations
-    int64_t num_generated_tokens = 0;
-    int64_t num_finished_samples = 0;  // for any reason
-    int64_t num_errors = 0;            // samples that ended with FinishReason::error
+  int64_t num_steps = 0;
+  int64_t num_prompt_tokens = 0;  // rows computed that were not the newest output token: prompts and recomputations
+  int64_t num_generated_tokens = 0;
+  int64_t num_finished_samples = 0;  // for any reason
+  int64_t num_errors = 0;            // samples that ended with FinishReason::error
 };
 
 class Engine {
-  public:
-    Engine(const EngineOptions& options, ForwardFn forward);
+ public:
+  Engine(const EngineOptions& options, ForwardFn forward);
 
-    // Checks prompt and parameters and makes the request. Reads only the options, so any thread may call it.
-    // Throws std::invalid_argument or RequestTooLargeError.
-    std::unique_ptr<Request> make_checked_request(int64_t id, std::span<const int32_t> prompt, SamplingParams params) const;
-    // Prompt + output of the largest request that fits.
-    int64_t max_total_len() const;
+  // Checks prompt and parameters and makes the request. Reads only the options, so any thread may call it.
+  // Throws std::invalid_argument or RequestTooLargeError.
+  std::unique_ptr<Request> make_checked_request(int64_t id, std::span<const int32_t> prompt,
+                                                SamplingParams params) const;
+  // Prompt + output of the largest request that fits.
+  int64_t max_total_len() const;
 
-    void add(std::unique_ptr<Request> request);
-    // Unknown and finished ones are ignored: a cancellation may always come too late.
-    void cancel(int64_t request_id);
-    void cancel_sample(int64_t request_id, int32_t sample_idx);
+  void add(std::unique_ptr<Request> request);
+  // Unknown and finished ones are ignored: a cancellation may always come too late.
+  void cancel(int64_t request_id);
+  void cancel_sample(int64_t request_id, int32_t sample_idx);
 
-    // False: there was nothing to do, and finish_step must not be called.
-    bool begin_step();
-    void finish_step();
-    void cancel_all();
-    // Ends everything with an error. For a failure that is nobody's in particular.
-    void fail_all(const std::string& error);
+  // False: there was nothing to do, and finish_step must not be called.
+  bool begin_step();
+  void finish_step();
+  void cancel_all();
+  // Ends everything with an error. For a failure that is nobody's in particular.
+  void fail_all(const std::string& error);
 
-    bool has_work() const { return scheduler_.has_work(); }
-    std::vector<TokenEvent>& events() { return events_; }  // of all steps since the caller last cleared it
-    const Scheduler& scheduler() const { return scheduler_; }
-    const EngineCounters& counters() const { return counters_; }
+  bool has_work() const { return scheduler_.has_work(); }
+  std::vector<TokenEvent>& events() { return events_; }  // of all steps since the caller last cleared it
+  const Scheduler& scheduler() const { return scheduler_; }
+  const EngineCounters& counters() const { return counters_; }
 
-  private:
-    int64_t total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const;
-    void build_batch();
-    void append_rows(const Chunk& chunk);
-    void sample_chunk(Sequence& sequence, const float* logits);
-    void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
-    void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
-    void end_all(FinishReason reason, const std::string& error);
-    void forget_finished();
+ private:
+  int64_t total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const;
+  void build_batch();
+  void append_rows(const Chunk& chunk);
+  void sample_chunk(Sequence& sequence, const float* logits);
+  void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
+  void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
+  void end_all(FinishReason reason, const std::string& error);
+  void forget_finished();
 
-    EngineOptions options_;
-    ForwardFn forward_;
-    Scheduler scheduler_;
-    Sampler sampler_;
-    std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
-    std::vector<int64_t> finished_ids_;  // requests to delete at the end of the step
+  EngineOptions options_;
+  ForwardFn forward_;
+  Scheduler scheduler_;
+  Sampler sampler_;
+  std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
+  std::vector<int64_t> finished_ids_;  // requests to delete at the end of the step
 
-    // The step in flight.
-    std::span<const Chunk> chunks_;
-    Batch batch_;
-    std::vector<int32_t> input_ids_, position_ids_, cu_seqlens_, context_lens_, block_tables_, logit_rows_;
-    int64_t max_blocks_per_seq_ = 0;
-    LogitsView logits_;
-    std::string forward_error_;
-    SampleResult sample_;
+  // The step in flight.
+  std::span<const Chunk> chunks_;
+  Batch batch_;
+  std::vector<int32_t> input_ids_, position_ids_, cu_seqlens_, context_lens_, block_tables_, logit_rows_;
+  int64_t max_blocks_per_seq_ = 0;
+  LogitsView logits_;
+  std::string forward_error_;
+  SampleResult sample_;
 
-    std::vector<TokenEvent> events_;
-    EngineCounters counters_;
+  std::vector<TokenEvent> events_;
+  EngineCounters counters_;
 };
 
 }  // namespace fmo

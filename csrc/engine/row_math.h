@@ -1,5 +1,6 @@
 // Vectorisable passes over one row of floats: maximum with a check for bad values, and exponentials with their sum.
-// The exponential is our own polynomial so that a seed gives the same token with every C library; lanes are summed in a fixed order.
+// The exponential is our own polynomial so that a seed gives the same token with every C library; lanes are summed in a
+// fixed order.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +10,8 @@
 namespace fmo {
 
 struct RowMax {
-    float value;
-    bool has_nan;
+  float value;
+  bool has_nan;
 };
 
 RowMax row_max(std::span<const float> row);
@@ -22,7 +23,8 @@ int64_t first_index_of(std::span<const float> row, float value);
 float exp_nonpositive(float x);
 
 // scaled[i] = (row[i] - max) / temperature, weights[i] = exp(scaled[i]); returns the sum of the weights.
-double softmax_weights(std::span<const float> row, float max, float temperature, std::span<float> scaled, std::span<float> weights);
+double softmax_weights(std::span<const float> row, float max, float temperature, std::span<float> scaled,
+                       std::span<float> weights);
 
 // sum of exp(row[i] - max)
 double sum_exp(std::span<const float> row, float max);

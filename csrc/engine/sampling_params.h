@@ -1,5 +1,5 @@
-// What one request asks of the sampler and of the stop rules. Plain data; `check_params` is the last line of defence before it is used
-// (the user-facing check with field names and bounds is runtime/sampling.py).
+// What one request asks of the sampler and of the stop rules. Plain data; `check_params` is the last line of defence
+// before it is used (the user-facing check with field names and bounds is runtime/sampling.py).
 #pragma once
 
 #include <cstdint>
@@ -11,38 +11,38 @@
 namespace fmo {
 
 struct SamplingParams {
-    std::optional<int64_t> max_tokens;        // output tokens; none: until the context is full
-    std::optional<int64_t> max_total_tokens;  // prompt + output
-    int64_t min_tokens = 0;
+  std::optional<int64_t> max_tokens;        // output tokens; none: until the context is full
+  std::optional<int64_t> max_total_tokens;  // prompt + output
+  int64_t min_tokens = 0;
 
-    double temperature = 1.0;  // 0: greedy
-    int64_t top_k = 0;         // 0: off
-    double top_p = 1.0;
-    double min_p = 0.0;
-    double xtc_threshold = 0.0;
-    double xtc_probability = 0.0;
+  double temperature = 1.0;  // 0: greedy
+  int64_t top_k = 0;         // 0: off
+  double top_p = 1.0;
+  double min_p = 0.0;
+  double xtc_threshold = 0.0;
+  double xtc_probability = 0.0;
 
-    double repetition_penalty = 1.0;
-    double frequency_penalty = 0.0;
-    double presence_penalty = 0.0;
-    std::vector<std::pair<int32_t, float>> logit_bias;  // (token id, added to its logit)
-    int64_t no_repeat_ngram = 0;                        // 0 or 1: off
-    std::vector<std::vector<int32_t>> bad_words;        // never empty ones
-    std::vector<int32_t> forced_tokens;                 // the first output tokens
+  double repetition_penalty = 1.0;
+  double frequency_penalty = 0.0;
+  double presence_penalty = 0.0;
+  std::vector<std::pair<int32_t, float>> logit_bias;  // (token id, added to its logit)
+  int64_t no_repeat_ngram = 0;                        // 0 or 1: off
+  std::vector<std::vector<int32_t>> bad_words;        // never empty ones
+  std::vector<int32_t> forced_tokens;                 // the first output tokens
 
-    std::vector<int32_t> eos_token_ids;
-    std::vector<int32_t> stop_token_ids;
-    std::vector<std::vector<int32_t>> stop_sequences;  // never empty ones
-    bool ignore_eos = false;                           // disables eos_token_ids only
+  std::vector<int32_t> eos_token_ids;
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::vector<int32_t>> stop_sequences;  // never empty ones
+  bool ignore_eos = false;                           // disables eos_token_ids only
 
-    std::vector<uint64_t> seeds;          // one per sample
-    std::optional<int64_t> num_logprobs;  // none: no logprobs; N: the chosen token's and the N most likely tokens'
+  std::vector<uint64_t> seeds;          // one per sample
+  std::optional<int64_t> num_logprobs;  // none: no logprobs; N: the chosen token's and the N most likely tokens'
 
-    int64_t num_samples() const { return static_cast<int64_t>(seeds.size()); }
+  int64_t num_samples() const { return static_cast<int64_t>(seeds.size()); }
 };
 
-// Throws std::invalid_argument naming the field when a value could make the engine misbehave: NaN, a token id outside the vocabulary,
-// an empty sequence, no sample.
+// Throws std::invalid_argument naming the field when a value could make the engine misbehave: NaN, a token id outside
+// the vocabulary, an empty sequence, no sample.
 void check_params(const SamplingParams& params, int64_t vocab_size);
 
 enum class FinishReason : uint8_t { none, stop, length, cancelled, error };

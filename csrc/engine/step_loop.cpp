@@ -13,197 +13,198 @@ namespace fmo {
 namespace {
 
 int64_t now_ns() {
-    return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 int make_event_fd() {
-    const int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (fd < 0) throw std::system_error(errno, std::generic_category(), "cannot make an event file descriptor");
-    return fd;
+  const int fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (fd < 0) throw std::system_error(errno, std::generic_category(), "cannot make an event file descriptor");
+  return fd;
 }
 
 }  // namespace
 
 StepLoop::StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardFn forward)
     : engine_(options, std::move(forward)), max_queue_len_(max_queue_len), event_fd_(make_event_fd()) {
-    if (max_queue_len < 1) {
-        ::close(event_fd_);
-        throw std::invalid_argument("max_queue_len is " + std::to_string(max_queue_len) + ", expected at least 1");
-    }
-    stats_.num_blocks = engine_.scheduler().pool().num_blocks();
+  if (max_queue_len < 1) {
+    ::close(event_fd_);
+    throw std::invalid_argument("max_queue_len is " + std::to_string(max_queue_len) + ", expected at least 1");
+  }
+  stats_.num_blocks = engine_.scheduler().pool().num_blocks();
 }
 
 StepLoop::~StepLoop() {
-    stop();
-    ::close(event_fd_);
+  stop();
+  ::close(event_fd_);
 }
 
 int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params) {
-    // The checks and the copies are done before the lock is taken.
-    auto request = engine_.make_checked_request(0, prompt, std::move(params));
-    const std::lock_guard lock(mailbox_mutex_);
-    if (is_closed_) throw EngineStoppedError("the engine is shutting down and takes no more requests");
-    if (num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size()) >= max_queue_len_) {
-        throw QueueFullError(std::to_string(max_queue_len_) + " requests are waiting, which is all that the queue holds");
-    }
-    const int64_t id = request->id = next_request_id_++;
-    new_requests_.push_back(std::move(request));
-    mailbox_changed_.notify_one();
-    return id;
+  // The checks and the copies are done before the lock is taken.
+  auto request = engine_.make_checked_request(0, prompt, std::move(params));
+  const std::lock_guard lock(mailbox_mutex_);
+  if (is_closed_) throw EngineStoppedError("the engine is shutting down and takes no more requests");
+  if (num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size()) >= max_queue_len_) {
+    throw QueueFullError(std::to_string(max_queue_len_) + " requests are waiting, which is all that the queue holds");
+  }
+  const int64_t id = request->id = next_request_id_++;
+  new_requests_.push_back(std::move(request));
+  mailbox_changed_.notify_one();
+  return id;
 }
 
 void StepLoop::cancel(int64_t request_id) {
-    const std::lock_guard lock(mailbox_mutex_);
-    cancellations_.push_back({request_id, std::nullopt});
-    mailbox_changed_.notify_one();
+  const std::lock_guard lock(mailbox_mutex_);
+  cancellations_.push_back({request_id, std::nullopt});
+  mailbox_changed_.notify_one();
 }
 
 void StepLoop::cancel_sample(int64_t request_id, int32_t sample_idx) {
-    const std::lock_guard lock(mailbox_mutex_);
-    cancellations_.push_back({request_id, sample_idx});
-    mailbox_changed_.notify_one();
+  const std::lock_guard lock(mailbox_mutex_);
+  cancellations_.push_back({request_id, sample_idx});
+  mailbox_changed_.notify_one();
 }
 
 void StepLoop::start() {
-    const std::lock_guard lock(mailbox_mutex_);
-    if (is_closed_) throw EngineStoppedError("the engine was stopped and cannot be started again");
-    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+  const std::lock_guard lock(mailbox_mutex_);
+  if (is_closed_) throw EngineStoppedError("the engine was stopped and cannot be started again");
+  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
 }
 
 void StepLoop::close() {
-    const std::lock_guard lock(mailbox_mutex_);
-    is_closed_ = true;
+  const std::lock_guard lock(mailbox_mutex_);
+  is_closed_ = true;
 }
 
 void StepLoop::stop() {
-    {
-        const std::lock_guard lock(mailbox_mutex_);
-        is_closed_ = is_stopping_ = true;
-        mailbox_changed_.notify_one();
-    }
-    if (thread_.joinable()) thread_.join();
-    read_mailbox();
-    engine_.cancel_all();
-    publish();
+  {
+    const std::lock_guard lock(mailbox_mutex_);
+    is_closed_ = is_stopping_ = true;
+    mailbox_changed_.notify_one();
+  }
+  if (thread_.joinable()) thread_.join();
+  read_mailbox();
+  engine_.cancel_all();
+  publish();
 }
 
 bool StepLoop::step() {
+  read_mailbox();
+  const int64_t start_ns = now_ns();
+  const bool has_stepped = engine_.begin_step();
+  if (has_stepped) {
     read_mailbox();
-    const int64_t start_ns = now_ns();
-    const bool has_stepped = engine_.begin_step();
-    if (has_stepped) {
-        read_mailbox();
-        engine_.finish_step();
-        last_step_ns_ = now_ns() - start_ns;
-        busy_ns_ += last_step_ns_;
-    }
-    publish();
-    return has_stepped;
+    engine_.finish_step();
+    last_step_ns_ = now_ns() - start_ns;
+    busy_ns_ += last_step_ns_;
+  }
+  publish();
+  return has_stepped;
 }
 
 std::vector<TokenEvent> StepLoop::take_events(int timeout_ms) {
-    pollfd poll_fd{event_fd_, POLLIN, 0};
-    while (poll(&poll_fd, 1, timeout_ms) < 0 && errno == EINTR) {
-    }
-    std::vector<TokenEvent> events;
-    const std::lock_guard lock(outbox_mutex_);
-    uint64_t count = 0;
-    [[maybe_unused]] const ssize_t num_read = read(event_fd_, &count, sizeof(count));  // empty: nothing to clear
-    events.swap(outbox_);
-    return events;
+  pollfd poll_fd{event_fd_, POLLIN, 0};
+  while (poll(&poll_fd, 1, timeout_ms) < 0 && errno == EINTR) {
+  }
+  std::vector<TokenEvent> events;
+  const std::lock_guard lock(outbox_mutex_);
+  uint64_t count = 0;
+  [[maybe_unused]] const ssize_t num_read = read(event_fd_, &count, sizeof(count));  // empty: nothing to clear
+  events.swap(outbox_);
+  return events;
 }
 
 EngineStats StepLoop::stats() const {
-    EngineStats stats;
-    {
-        const std::lock_guard lock(outbox_mutex_);
-        stats = stats_;
-    }
-    const std::lock_guard lock(mailbox_mutex_);
-    stats.num_queued_requests = num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
-    return stats;
+  EngineStats stats;
+  {
+    const std::lock_guard lock(outbox_mutex_);
+    stats = stats_;
+  }
+  const std::lock_guard lock(mailbox_mutex_);
+  stats.num_queued_requests = num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
+  return stats;
 }
 
 double StepLoop::heartbeat_age_s() const {
-    const int64_t beat_ns = heartbeat_ns_.load(std::memory_order_relaxed);
-    return beat_ns == 0 ? 0.0 : static_cast<double>(now_ns() - beat_ns) * 1e-9;
+  const int64_t beat_ns = heartbeat_ns_.load(std::memory_order_relaxed);
+  return beat_ns == 0 ? 0.0 : static_cast<double>(now_ns() - beat_ns) * 1e-9;
 }
 
 void StepLoop::run() {
-    while (wait_for_work()) {
-        heartbeat_ns_.store(now_ns(), std::memory_order_relaxed);
-        try {
-            step();
-        } catch (const std::exception& error) {
-            // A bug of the engine: end what is open, keep serving what comes.
-            engine_.fail_all(std::string("internal error of the engine: ") + error.what());
-            publish();
-        }
+  while (wait_for_work()) {
+    heartbeat_ns_.store(now_ns(), std::memory_order_relaxed);
+    try {
+      step();
+    } catch (const std::exception& error) {
+      // A bug of the engine: end what is open, keep serving what comes.
+      engine_.fail_all(std::string("internal error of the engine: ") + error.what());
+      publish();
     }
-    heartbeat_ns_.store(0, std::memory_order_relaxed);
+  }
+  heartbeat_ns_.store(0, std::memory_order_relaxed);
 }
 
 // False: the loop shall end.
 bool StepLoop::wait_for_work() {
-    std::unique_lock lock(mailbox_mutex_);
-    auto is_needed = [this] {
-        return is_stopping_ || engine_.has_work() || !new_requests_.empty() || !cancellations_.empty();
-    };
-    if (!is_needed()) {
-        heartbeat_ns_.store(0, std::memory_order_relaxed);
-        mailbox_changed_.wait(lock, is_needed);
-    }
-    return !is_stopping_;
+  std::unique_lock lock(mailbox_mutex_);
+  auto is_needed = [this] {
+    return is_stopping_ || engine_.has_work() || !new_requests_.empty() || !cancellations_.empty();
+  };
+  if (!is_needed()) {
+    heartbeat_ns_.store(0, std::memory_order_relaxed);
+    mailbox_changed_.wait(lock, is_needed);
+  }
+  return !is_stopping_;
 }
 
 void StepLoop::read_mailbox() {
-    {
-        const std::lock_guard lock(mailbox_mutex_);
-        taken_requests_.swap(new_requests_);
-        taken_cancellations_.swap(cancellations_);
-        num_unstarted_in_engine_ += static_cast<int64_t>(taken_requests_.size());
+  {
+    const std::lock_guard lock(mailbox_mutex_);
+    taken_requests_.swap(new_requests_);
+    taken_cancellations_.swap(cancellations_);
+    num_unstarted_in_engine_ += static_cast<int64_t>(taken_requests_.size());
+  }
+  for (auto& request : taken_requests_) engine_.add(std::move(request));
+  for (const Cancellation& cancellation : taken_cancellations_) {
+    if (cancellation.sample_idx) {
+      engine_.cancel_sample(cancellation.request_id, *cancellation.sample_idx);
+    } else {
+      engine_.cancel(cancellation.request_id);
     }
-    for (auto& request : taken_requests_) engine_.add(std::move(request));
-    for (const Cancellation& cancellation : taken_cancellations_) {
-        if (cancellation.sample_idx) {
-            engine_.cancel_sample(cancellation.request_id, *cancellation.sample_idx);
-        } else {
-            engine_.cancel(cancellation.request_id);
-        }
-    }
-    taken_requests_.clear();
-    taken_cancellations_.clear();
+  }
+  taken_requests_.clear();
+  taken_cancellations_.clear();
 }
 
 void StepLoop::publish() {
-    {
-        const std::lock_guard lock(mailbox_mutex_);
-        num_unstarted_in_engine_ = engine_.scheduler().num_unstarted_requests();
-    }
-    const Scheduler& scheduler = engine_.scheduler();
-    const std::lock_guard lock(outbox_mutex_);
-    stats_.counters = engine_.counters();
-    stats_.num_running = scheduler.num_running();
-    stats_.num_waiting = scheduler.num_waiting();
-    stats_.num_used_blocks = scheduler.pool().num_used();
-    stats_.num_preemptions = scheduler.num_preemptions();
-    stats_.last_step_ns = last_step_ns_;
-    stats_.busy_ns = busy_ns_;
-    auto& events = engine_.events();
-    if (events.empty()) return;
-    const bool was_empty = outbox_.empty();
-    if (was_empty) {
-        outbox_.swap(events);
-    } else {
-        outbox_.insert(outbox_.end(), std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
-    }
-    events.clear();
-    if (was_empty) signal_events();
+  {
+    const std::lock_guard lock(mailbox_mutex_);
+    num_unstarted_in_engine_ = engine_.scheduler().num_unstarted_requests();
+  }
+  const Scheduler& scheduler = engine_.scheduler();
+  const std::lock_guard lock(outbox_mutex_);
+  stats_.counters = engine_.counters();
+  stats_.num_running = scheduler.num_running();
+  stats_.num_waiting = scheduler.num_waiting();
+  stats_.num_used_blocks = scheduler.pool().num_used();
+  stats_.num_preemptions = scheduler.num_preemptions();
+  stats_.last_step_ns = last_step_ns_;
+  stats_.busy_ns = busy_ns_;
+  auto& events = engine_.events();
+  if (events.empty()) return;
+  const bool was_empty = outbox_.empty();
+  if (was_empty) {
+    outbox_.swap(events);
+  } else {
+    outbox_.insert(outbox_.end(), std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
+  }
+  events.clear();
+  if (was_empty) signal_events();
 }
 
 void StepLoop::signal_events() {
-    const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t num_written = write(event_fd_, &one, sizeof(one));  // full: it is readable already
+  const uint64_t one = 1;
+  [[maybe_unused]] const ssize_t num_written = write(event_fd_, &one, sizeof(one));  // full: it is readable already
 }
 
 }  // namespace fmo

@@ -2,8 +2,9 @@
 //
 //   submit, cancel ──▶ mailbox ──▶ Engine (step thread) ──▶ outbox + event fd ──▶ take_events
 //
-// The thread sleeps when nothing is open. The mailbox is read before each step and again between forward and sampling, so a cancellation
-// takes effect in the step that is running. Events reach the outbox once per step. The event fd is readable while the outbox holds events.
+// The thread sleeps when nothing is open. The mailbox is read before each step and again between forward and sampling,
+// so a cancellation takes effect in the step that is running. Events reach the outbox once per step. The event fd is
+// readable while the outbox holds events.
 #pragma once
 
 #include <atomic>
@@ -21,94 +22,94 @@
 namespace fmo {
 
 class QueueFullError : public std::runtime_error {
-    using std::runtime_error::runtime_error;
+  using std::runtime_error::runtime_error;
 };
 
 // Closed, stopped or never started.
 class EngineStoppedError : public std::runtime_error {
-    using std::runtime_error::runtime_error;
+  using std::runtime_error::runtime_error;
 };
 
 // A snapshot taken after each step.
 struct EngineStats {
-    EngineCounters counters;
-    int64_t num_running = 0;
-    int64_t num_waiting = 0;  // samples, preempted ones included
-    int64_t num_queued_requests = 0;  // requests of which no sample has started
-    int64_t num_used_blocks = 0;
-    int64_t num_blocks = 0;
-    int64_t num_preemptions = 0;
-    int64_t last_step_ns = 0;
-    int64_t busy_ns = 0;  // sum of all step times
+  EngineCounters counters;
+  int64_t num_running = 0;
+  int64_t num_waiting = 0;          // samples, preempted ones included
+  int64_t num_queued_requests = 0;  // requests of which no sample has started
+  int64_t num_used_blocks = 0;
+  int64_t num_blocks = 0;
+  int64_t num_preemptions = 0;
+  int64_t last_step_ns = 0;
+  int64_t busy_ns = 0;  // sum of all step times
 };
 
 class StepLoop {
-  public:
-    // `max_queue_len`: requests that may wait before their first step.
-    StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardFn forward);
-    ~StepLoop();
-    StepLoop(const StepLoop&) = delete;
-    StepLoop& operator=(const StepLoop&) = delete;
+ public:
+  // `max_queue_len`: requests that may wait before their first step.
+  StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardFn forward);
+  ~StepLoop();
+  StepLoop(const StepLoop&) = delete;
+  StepLoop& operator=(const StepLoop&) = delete;
 
-    // Returns the request's id, from 1 upwards in order of arrival.
-    // Throws std::invalid_argument, RequestTooLargeError, QueueFullError or EngineStoppedError; then nothing was queued.
-    int64_t submit(std::span<const int32_t> prompt, SamplingParams params);
-    void cancel(int64_t request_id);
-    void cancel_sample(int64_t request_id, int32_t sample_idx);
+  // Returns the request's id, from 1 upwards in order of arrival.
+  // Throws std::invalid_argument, RequestTooLargeError, QueueFullError or EngineStoppedError; then nothing was queued.
+  int64_t submit(std::span<const int32_t> prompt, SamplingParams params);
+  void cancel(int64_t request_id);
+  void cancel_sample(int64_t request_id, int32_t sample_idx);
 
-    void start();
-    void close();  // takes no more requests; what runs goes on
-    void stop();   // close, cancel everything, end the thread; its last events are in the outbox
+  void start();
+  void close();  // takes no more requests; what runs goes on
+  void stop();   // close, cancel everything, end the thread; its last events are in the outbox
 
-    // One step on the calling thread, for a loop that was not started. False: there was nothing to do.
-    bool step();
+  // One step on the calling thread, for a loop that was not started. False: there was nothing to do.
+  bool step();
 
-    // Moves all events out, waiting up to `timeout_ms` for the first. One caller at a time.
-    std::vector<TokenEvent> take_events(int timeout_ms);
-    int event_fd() const { return event_fd_; }
+  // Moves all events out, waiting up to `timeout_ms` for the first. One caller at a time.
+  std::vector<TokenEvent> take_events(int timeout_ms);
+  int event_fd() const { return event_fd_; }
 
-    EngineStats stats() const;
-    // Seconds since the step thread last showed a sign of life; 0 while it has nothing to do.
-    double heartbeat_age_s() const;
-    int64_t max_total_len() const { return engine_.max_total_len(); }
-    // Only while no thread runs.
-    const Engine& engine() const { return engine_; }
+  EngineStats stats() const;
+  // Seconds since the step thread last showed a sign of life; 0 while it has nothing to do.
+  double heartbeat_age_s() const;
+  int64_t max_total_len() const { return engine_.max_total_len(); }
+  // Only while no thread runs.
+  const Engine& engine() const { return engine_; }
 
-  private:
-    struct Cancellation {
-        int64_t request_id;
-        std::optional<int32_t> sample_idx;  // none: all
-    };
+ private:
+  struct Cancellation {
+    int64_t request_id;
+    std::optional<int32_t> sample_idx;  // none: all
+  };
 
-    void run();
-    bool wait_for_work();
-    void read_mailbox();
-    void publish();
-    void signal_events();
+  void run();
+  bool wait_for_work();
+  void read_mailbox();
+  void publish();
+  void signal_events();
 
-    Engine engine_;
-    const int64_t max_queue_len_;
-    const int event_fd_;
+  Engine engine_;
+  const int64_t max_queue_len_;
+  const int event_fd_;
 
-    mutable std::mutex mailbox_mutex_;
-    std::condition_variable mailbox_changed_;
-    std::vector<std::unique_ptr<Request>> new_requests_;
-    std::vector<Cancellation> cancellations_;
-    int64_t next_request_id_ = 1;
-    int64_t num_unstarted_in_engine_ = 0;
-    bool is_closed_ = false;
-    bool is_stopping_ = false;
+  mutable std::mutex mailbox_mutex_;
+  std::condition_variable mailbox_changed_;
+  std::vector<std::unique_ptr<Request>> new_requests_;
+  std::vector<Cancellation> cancellations_;
+  int64_t next_request_id_ = 1;
+  int64_t num_unstarted_in_engine_ = 0;
+  bool is_closed_ = false;
+  bool is_stopping_ = false;
 
-    mutable std::mutex outbox_mutex_;
-    std::vector<TokenEvent> outbox_;
-    EngineStats stats_;
+  mutable std::mutex outbox_mutex_;
+  std::vector<TokenEvent> outbox_;
+  EngineStats stats_;
 
-    std::atomic<int64_t> heartbeat_ns_{0};  // 0: idle
-    std::vector<std::unique_ptr<Request>> taken_requests_;  // the step thread's side of the mailbox
-    std::vector<Cancellation> taken_cancellations_;
-    int64_t last_step_ns_ = 0;
-    int64_t busy_ns_ = 0;
-    std::thread thread_;
+  std::atomic<int64_t> heartbeat_ns_{0};                  // 0: idle
+  std::vector<std::unique_ptr<Request>> taken_requests_;  // the step thread's side of the mailbox
+  std::vector<Cancellation> taken_cancellations_;
+  int64_t last_step_ns_ = 0;
+  int64_t busy_ns_ = 0;
+  std::thread thread_;
 };
 
 }  // namespace fmo

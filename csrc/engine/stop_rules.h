@@ -1,6 +1,7 @@
 // When a sample ends: after each new token the first rule that holds gives the reason.
 //
-//   end-of-sequence or stop token → stop      output ends with a stop sequence → stop      token or context limit → length
+//   end-of-sequence or stop token → stop      output ends with a stop sequence → stop      token or context limit →
+//   length
 //
 // Stop strings are the text layer's; it cancels the sample.
 #pragma once
@@ -16,12 +17,12 @@ namespace fmo {
 FinishReason stop_reason(const Sequence& sequence);
 
 inline bool ends_with(std::span<const int32_t> tokens, std::span<const int32_t> tail) {
-    if (tokens.size() < tail.size()) return false;
-    const auto last = tokens.last(tail.size());
-    for (size_t idx = 0; idx < tail.size(); ++idx) {
-        if (last[idx] != tail[idx]) return false;
-    }
-    return true;
+  if (tokens.size() < tail.size()) return false;
+  const auto last = tokens.last(tail.size());
+  for (size_t idx = 0; idx < tail.size(); ++idx) {
+    if (last[idx] != tail[idx]) return false;
+  }
+  return true;
 }
 
 }  // namespace fmo
