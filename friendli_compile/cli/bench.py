@@ -30,7 +30,9 @@ Examples:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--threads", "num_threads", type=click.IntRange(min=0), default=0, help="Threads of the engine; 0: all this process may use.")
 @click.option("--batch", "batches", default="8,16", callback=parse_batches, show_default=True, help="Numbers of sequences at once.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="How often each figure is taken; medians are printed.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Samples of each figure; medians are printed."
+)
 @click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), default=None, help="KV cache; default: what the artifact says.")
 @click.option("--cold-start/--no-cold-start", default=True, help="Also time fresh processes to their first token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -39,8 +41,8 @@ def bench(
 ) -> None:
     """Measure prefill, decoding, batches and cold start of ARTIFACT.
 
-    Greedy, end-of-sequence ignored. Prefill: 512 tokens to the first token. Decode: 128 tokens after 128. Batches: decoding of N sequences at
-    once, tokens per second of all together. The machine's read bandwidth and FMA peak are measured in the same rounds.
+    Greedy, end-of-sequence ignored. Prefill: 512 tokens to the first token. Decode: 128 tokens after 128. Batches: decoding of N sequences
+    at once, tokens per second of all together. The machine's read bandwidth and FMA peak are measured in the same rounds.
     """
     from friendli_runtime.bench import BenchOptions, run_bench
 
@@ -50,8 +52,8 @@ def bench(
 
 
 def _show_progress(what: str, num_done: int, num_steps: int) -> None:
-    end = "\r\x1b[K" if num_done == num_steps else ""
-    click.echo(f"\r\x1b[K[{num_done}/{num_steps}] {what}" if not end else end, err=True, nl=False)
+    line = "" if num_done == num_steps else f"[{num_done}/{num_steps}] {what}"
+    click.echo(f"\r\x1b[K{line}", err=True, nl=False)
 
 
 def _table(result: dict[str, Any]) -> str:

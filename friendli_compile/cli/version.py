@@ -1,25 +1,12 @@
-"""`fmo version`: the versions of fmo and of what it builds on, read from package metadata (nothing heavy is imported)."""
+"""`fmo version`: the versions of fmo and of what it builds on."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 
 import click
 
-PACKAGES = ("fmo", "torch", "transformers", "safetensors", "tokenizers", "numpy", "click")
-
-
-def installed_versions() -> dict[str, str | None]:
-    """Package → version, None where it is not installed."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions | {"python": platform.python_version()}
+from ..versions import installed_versions
 
 
 @click.command(epilog="\b\nExamples:\n  fmo version\n  fmo version --json")

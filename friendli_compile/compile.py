@@ -1,0 +1,261 @@
+"""The compile driver: a Hugging Face model in, an artifact out, or an error and nothing.
+
+    source ─▶ trace ─▶ passes ─▶ plan ─▶ pack ─▶ self-check ─▶ commit
+
+Everything is written into a temporary folder beside the target, which gets the final name only after the self-check has passed.
+The same model, options and versions give the same bytes. What the artifact holds is said by docs/artifact-format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .artifact import writer
+from .artifact.folder import OutputFolder
+from .errors import FmoError, SourceError, UnsupportedModel
+from .frontend.checkpoint import Checkpoint
+from .frontend.source import ModelSource, load_source
+from .frontend.trace import TracedModel, trace_model
+from .ir.graph import Graph, GraphError
+from .passes import run_pipeline
+from .plan.model import ITEM_BYTES, Plan
+from .plan.planner import make_plan
+from .progress import Phase, Progress, debug_level
+from .self_check import SelfCheckResult, run_self_check
+from .versions import installed_versions
+
+DTYPES = ("fp32", "bf16")
+STORAGE_DTYPE = {"fp32": "f32", "bf16": "bf16"}
+TARGETS = ("cpu",)
+GENERIC_FOLDER_NAMES = ("model", "checkpoint", "hf", "final", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """What `fmo compile` takes."""
+
+    model: str  # folder or hub id
+    output_dir: Path
+    dtype: str | None = None  # "fp32", "bf16"; None: what the checkpoint stores
+    target: str = "cpu"
+    max_context_len: int | None = None  # tokens; None: as long as the config allows
+    name: str | None = None  # served model name; None: after the folder or hub id
+    revision: str | None = None
+    self_check: bool = True
+    force: bool = False  # replace an artifact that is there
+
+
+@dataclass(frozen=True, slots=True)
+class CompileReport:
+    """What was compiled. `to_json` has times too; report.json in the artifact has none."""
+
+    artifact: Path
+    manifest: dict[str, Any]
+    report: dict[str, Any]
+    seconds: dict[str, float]
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "artifact": str(self.artifact),
+            "seconds": self.seconds,
+            "notes": self.notes,
+            "manifest": self.manifest,
+            "report": self.report,
+        }
+
+
+def compile_model(options: CompileOptions, progress: Progress | None = None) -> CompileReport:
+    """Compiles a model. Raises FmoError (three parts) and leaves nothing behind when it fails."""
+    progress = progress or Progress()
+    notes: list[str] = []
+    with OutputFolder(options.output_dir, replace=options.force) as folder:
+        with progress.phase("load"):
+            source = load_source(options.model, revision=options.revision)
+        with progress.phase("trace") as phase:
+            traced = trace_model(source, max_context_len=options.max_context_len)
+            phase.detail = f"{traced.architecture}, {traced.num_params / 1e6:,.1f} M parameters, {len(traced.graph.nodes)} nodes"
+        checkpoint = Checkpoint(source, traced)
+        checkpoint.verify()
+        dtype = choose_dtype(options.dtype, source, checkpoint, traced, notes)
+        plan = plan_model(traced, dtype, progress)
+        notes += [*traced.notes, *_tokenizer_notes(source)]
+        for note in notes:
+            progress.note(note)
+        with progress.phase("pack") as phase:
+            _pack(folder.path, plan, checkpoint, phase)
+            writer.copy_tokenizer(folder.path, source.tokenizer_files)
+        head = _manifest_head(options, source, traced, dtype)
+        report = make_report(plan, notes)
+        writer.write_report(folder.path, report)
+        hashed = writer.write_manifest(folder.path, head)
+        head["self_check"] = _self_check(options, folder.path, source, traced, checkpoint, dtype, progress)
+        report["self_check"] = head["self_check"]
+        with progress.phase("write"):
+            writer.write_report(folder.path, report)
+            writer.write_manifest(folder.path, head, hashed)
+            folder.commit()
+    return CompileReport(folder.target, head, report, dict(progress.seconds), notes)
+
+
+def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> Plan:
+    """Passes and planning; `dtype` is fp32 or bf16."""
+    with progress.phase("passes") as phase:
+        graph = _run_passes(traced)
+        phase.detail = f"{len(graph.nodes)} nodes"
+    with progress.phase("plan") as phase:
+        plan = make_plan(graph, storage_dtype=STORAGE_DTYPE[dtype], max_context_len=traced.max_context_len)
+        phase.detail = f"{len(plan.calls)} calls, {sum(w.num_bytes for w in plan.weights) / 1e6:,.1f} MB of weights"
+    if debug_level() >= 2:
+        _print_calls(plan)
+    return plan
+
+
+def _run_passes(traced: TracedModel) -> Graph:
+    try:
+        return run_pipeline(traced.graph)
+    except GraphError as error:
+        raise UnsupportedModel(error.what, source_line=error.where, hint=error.try_) from error
+
+
+def choose_dtype(wanted: str | None, source: ModelSource, checkpoint: Checkpoint, traced: TracedModel, notes: list[str]) -> str:
+    """`wanted`, or what most parameters of the checkpoint are stored as; half precision becomes fp32, which holds it exactly."""
+    if wanted is not None:
+        if wanted not in DTYPES:
+            raise FmoError(f"unknown dtype '{wanted}'", hint=f"choose one of {', '.join(DTYPES)}")
+        return wanted
+    elements = Counter[str]()
+    for name, shape in traced.param_shapes.items():
+        elements[checkpoint.source_dtype(name)] += int(np.prod(shape))
+    stored = elements.most_common(1)[0][0] if elements else "f32"
+    if stored == "f16":
+        notes.append("the checkpoint is fp16; it is compiled as fp32, which holds it exactly (--dtype bf16 halves the size and rounds)")
+    return "bf16" if stored == "bf16" else "fp32"
+
+
+def make_report(plan: Plan, notes: list[str]) -> dict[str, Any]:
+    """report.json: memory and kernels, as far as the compiler knows them. Free of times, so that artifacts are reproducible."""
+    per_op: dict[str, dict[str, int]] = {}
+    weight_bytes = {spec.name: spec.num_bytes for spec in plan.weights}
+    for call in plan.calls:
+        entry = per_op.setdefault(call.op, {"calls": 0, "weight_bytes": 0})
+        entry["calls"] += 1
+        entry["weight_bytes"] += sum(weight_bytes[str(v.id)] for v in call.inputs if v is not None and v.space == "weight")
+    by_dtype = Counter[str]()
+    for spec in plan.weights:
+        by_dtype[f"{spec.dtype} {spec.layout}"] += spec.num_bytes
+    kv_item_bytes = ITEM_BYTES[plan.kv_dtype]
+    kv_elements = sum(k.num_kv_heads * (k.k_head_dim + -(-k.v_head_dim // 8) * 8) for k in plan.kv_layers)
+    return {
+        "memory": {
+            "weight_bytes": sum(weight_bytes.values()),
+            "weight_bytes_by_layout": dict(sorted(by_dtype.items())),
+            "kv_bytes_per_token": kv_elements * kv_item_bytes,
+            "activation_bytes_per_token": plan.arenas["num_tokens"],
+            "activation_bytes_per_logit_row": plan.arenas["num_logits"],
+        },
+        "ops": dict(sorted(per_op.items())),
+        "notes": notes,
+    }
+
+
+def _pack(folder: Path, plan: Plan, checkpoint: Checkpoint, phase: Phase) -> None:
+    total = max(1, sum(spec.num_bytes for spec in plan.weights))
+    writer.write_plan(folder, plan)
+    num_bytes = writer.write_weights(folder, plan, checkpoint.read, lambda done: phase.update(done / total, f"{done / 1e6:,.0f} MB"))
+    phase.detail = f"{num_bytes / 1e6:,.1f} MB"
+
+
+def _self_check(
+    options: CompileOptions, folder: Path, source: ModelSource, traced: TracedModel, checkpoint: Checkpoint, dtype: str, progress: Progress
+) -> dict[str, Any]:
+    """What the manifest records; raises SelfCheckFailed on disagreement."""
+    if not options.self_check:
+        progress.warn("--no-self-check: nobody has compared this artifact with transformers; its numbers may be wrong")
+        return {"status": "skipped"}
+    with progress.phase("self-check") as phase:
+        result: SelfCheckResult = run_self_check(
+            folder, source, traced, checkpoint, dtype=dtype, progress=lambda what, fraction: phase.update(fraction, what)
+        )
+        phase.detail = f"max abs error {result.max_abs_error:.2g} (tolerance {result.tolerance:.2g}) over {result.num_probe_tokens} tokens"
+    return {key: value for key, value in result.to_json().items() if key != "seconds"}
+
+
+def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedModel, dtype: str) -> dict[str, Any]:
+    config_bytes = (source.folder / "config.json").read_bytes()
+    versions = installed_versions()
+    return {
+        "fmo_version": versions["fmo"],
+        "target": {"device": options.target, "arch": "x86-64", "isa_min": "scalar"},
+        "model": {
+            "name": options.name or model_name(options.model),
+            "architecture": traced.architecture,
+            "model_type": traced.config.model_type,
+            "dtype": dtype,
+            "vocab_size": int(traced.graph.outputs[0].dims[-1]),
+            "max_context_len": traced.max_context_len,
+            "num_params": traced.num_params,
+            **special_token_ids(source),
+        },
+        "provenance": {
+            "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
+            "torch": versions["torch"],
+            "transformers": versions["transformers"],
+        },
+        "self_check": {"status": "pending"},
+    }
+
+
+def model_name(model: str) -> str:
+    """The hub id as it is; of a folder its name, or its parent's where the name says nothing."""
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        return model
+    path = path.resolve()
+    return path.parent.name if path.name.lower() in GENERIC_FOLDER_NAMES and path.parent.name else path.name
+
+
+def special_token_ids(source: ModelSource) -> dict[str, Any]:
+    """bos, eos (always a list) and pad: what generation_config.json says, else config.json."""
+    found: dict[str, Any] = {key: getattr(source.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    path = source.folder / "generation_config.json"
+    if path.is_file():
+        try:
+            generation = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise SourceError(
+                f"'{path.name}' is not JSON: {error}", where=str(path), hint="download the file again, or remove it"
+            ) from None
+        found |= {key: value for key, value in generation.items() if value is not None} if isinstance(generation, dict) else {}
+    eos = found.get("eos_token_id")
+    return {
+        "bos_token_id": _first(found.get("bos_token_id")),
+        "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
+        "pad_token_id": _first(found.get("pad_token_id")),
+    }
+
+
+def _first(value: Any) -> Any:
+    return (value[0] if value else None) if isinstance(value, list) else value
+
+
+def _tokenizer_notes(source: ModelSource) -> list[str]:
+    names = {path.name for path in source.tokenizer_files}
+    if "tokenizer.json" not in names:
+        return ["the checkpoint has no tokenizer.json: the artifact can be served with token ids, not with text"]
+    return []
+
+
+def _print_calls(plan: Plan) -> None:
+    for number, call in enumerate(plan.calls):
+        operands = ", ".join("-" if v is None else f"{v.space}:{v.id}{list(v.dims)}{v.dtype}" for v in call.inputs)
+        outputs = ", ".join(f"{v.space}:{v.id}{list(v.dims)}" for v in call.outputs)
+        print(f"{number:5} {call.op:<20} {operands} -> {outputs}", file=sys.stderr)
