@@ -8,11 +8,11 @@ call and hands each request its own as one list. No text here (see `tokenizer`),
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +38,7 @@ class RequestTooLarge(EngineError, ValueError):
 
 
 class EngineStopped(EngineError):
-    """The engine is shutting down, or was never started (HTTP 503)."""
+    """The engine is shutting down (HTTP 503)."""
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class _Request:
 class Engine:
     """Runs requests on an executor until `shutdown`.
 
-    `executor`: `_core.Executor` (or an object that holds one as `.core`), bound for at least `max_num_tokens` rows and `max_num_seqs` logits.
+    `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """
@@ -101,12 +101,12 @@ class Engine:
         if self._dispatcher is not None:
             return
         self._core.start()
-        weakref.finalize(self, self._core.stop)  # also at exit: the step thread must not outlive the interpreter
+        atexit.register(self.shutdown)  # neither thread may outlive the interpreter
         self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
         self._dispatcher.start()
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int:
-        """Queues a request and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
+        """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
 
         Raises InvalidSamplingParams, RequestTooLarge, QueueFull or EngineStopped; then the sink is never called.
         """
@@ -146,6 +146,8 @@ class Engine:
             time.sleep(0.005)
         self._core.stop()
         self._closing.set()
+        self._core.wake()
+        atexit.unregister(self.shutdown)
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None and dispatcher is not threading.current_thread():
             dispatcher.join()

@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -272,6 +273,9 @@ void bind_engine(nb::module_& m) {
           nb::call_guard<nb::gil_scoped_release>())
       .def(
           "stop", [](PyEngine& self) { self.loop().stop(); }, "Cancels what is open and ends the step thread.",
+          nb::call_guard<nb::gil_scoped_release>())
+      .def(
+          "wake", [](PyEngine& self) { self.loop().wake(); }, "Lets a waiting take_events return.",
           nb::call_guard<nb::gil_scoped_release>())
       .def(
           "step", [](PyEngine& self) { return self.loop().step(); },

@@ -199,10 +199,10 @@ void StepLoop::publish() {
     outbox_.insert(outbox_.end(), std::make_move_iterator(events.begin()), std::make_move_iterator(events.end()));
   }
   events.clear();
-  if (was_empty) signal_events();
+  if (was_empty) wake();
 }
 
-void StepLoop::signal_events() {
+void StepLoop::wake() {
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t num_written = write(event_fd_, &one, sizeof(one));  // full: it is readable already
 }

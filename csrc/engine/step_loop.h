@@ -25,7 +25,7 @@ class QueueFullError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Closed, stopped or never started.
+// The loop was closed or stopped.
 class EngineStoppedError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -66,6 +66,7 @@ class StepLoop {
 
   // Moves all events out, waiting up to `timeout_ms` for the first. One caller at a time.
   std::vector<TokenEvent> take_events(int timeout_ms);
+  void wake();  // lets a waiting take_events return, with or without events
   int event_fd() const { return event_fd_; }
 
   EngineStats stats() const;
@@ -85,7 +86,6 @@ class StepLoop {
   bool wait_for_work();
   void read_mailbox();
   void publish();
-  void signal_events();
 
   Engine engine_;
   const int64_t max_queue_len_;

@@ -1,0 +1,209 @@
+"""`friendli_runtime.engine.Engine`: threads, callbacks, refusals and shutdown, on the hash model."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+from friendli_runtime import _core
+from friendli_runtime.engine import Engine, EngineStopped, QueueFull, RequestTooLarge, TokenOutput
+from friendli_runtime.sampling import InvalidSamplingParams, SamplingParams
+
+from .hash_model import HashModel, expected_answer
+
+TIMEOUT_S = 60
+
+
+class Collector:
+    """A sink that remembers what it got and on which thread, and knows when all samples have ended."""
+
+    def __init__(self, num_samples: int = 1, react: Callable[[TokenOutput], None] | None = None) -> None:
+        self.outputs: list[TokenOutput] = []
+        self.batches: list[list[TokenOutput]] = []
+        self.threads: set[str] = set()
+        self.done = threading.Event()
+        self._num_open = num_samples
+        self._react = react
+
+    def __call__(self, outputs: list[TokenOutput]) -> None:
+        self.outputs += outputs
+        self.batches.append(outputs)
+        self.threads.add(threading.current_thread().name)
+        for output in outputs:
+            if self._react:
+                self._react(output)
+            self._num_open -= output.finish_reason is not None
+        if self._num_open == 0:
+            self.done.set()
+
+    def wait(self) -> "Collector":
+        assert self.done.wait(TIMEOUT_S)
+        return self
+
+    def tokens(self, sample_idx: int = 0) -> list[int]:
+        return [output.token_id for output in self.outputs if output.sample_idx == sample_idx and output.token_id is not None]
+
+
+class GatedModel(HashModel):
+    """Waits before every forward until the gate is open."""
+
+    gate: threading.Event
+
+    def forward(self, *batch):
+        assert self.gate.wait(TIMEOUT_S)
+        return super().forward(*batch)
+
+
+def make_engine(model: HashModel | None = None, **options) -> Engine:
+    model = model or HashModel(num_blocks=64)
+    return Engine(model, **{"max_num_seqs": 4, "max_num_tokens": 8, "max_context_len": 64, "vocab_size": model.vocab_size, **options})
+
+
+def gated() -> GatedModel:
+    model = GatedModel(num_blocks=64)
+    model.gate = threading.Event()
+    return model
+
+
+def test_concurrent_requests_from_many_threads_get_the_tokens_of_solo_runs():
+    requests = [([index % 24] * (index % 9 + 1), SamplingParams(seed=index, max_tokens=12, n=index % 3 + 1)) for index in range(40)]
+    sinks = [Collector(params.n) for _, params in requests]
+    with make_engine() as engine:
+        threads = [threading.Thread(target=engine.submit, args=(prompt, params, sink))
+                   for (prompt, params), sink in zip(requests, sinks, strict=True)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for (prompt, params), sink in zip(requests, sinks, strict=True):
+            sink.wait()
+            assert len(sink.threads) == 1
+            for sample_idx in range(params.n):
+                alone = expected_answer(prompt, params, sample_idx, vocab_size=24, max_total_len=64)
+                assert sink.tokens(sample_idx) == alone.tokens
+        stats = engine.stats()
+    assert (stats["num_used_blocks"], stats["num_finished_samples"], stats["heartbeat_age_s"] < TIMEOUT_S) == (0, 79, True)
+
+
+def test_one_call_of_the_sink_carries_all_samples_of_a_step_and_the_batch_hook_follows_it():
+    calls: list[str] = []
+    sink = Collector(2, lambda _: calls.append("sink"))
+    with make_engine(on_batch_end=lambda: calls.append("end")) as engine:
+        engine.submit([1], SamplingParams(n=2, seed=1, max_tokens=3), sink)
+        sink.wait()
+    assert all(len(batch) % 2 == 0 for batch in sink.batches)
+    assert calls[-1] == "end" and calls.count("end") == len(sink.batches)
+
+
+def test_cancelling_from_a_sink_ends_the_request_soon():
+    model = HashModel(num_blocks=64)
+    with make_engine(model) as engine:
+        sink = Collector(react=lambda output: engine.cancel(request_id[0]) if output.token_id is not None else None)
+        request_id = []
+        other = Collector()
+        request_id.append(engine.submit([1], SamplingParams(seed=0), sink))
+        engine.submit([2], SamplingParams(seed=0, max_tokens=20), other)
+        assert sink.wait().outputs[-1].finish_reason == "cancelled"
+        assert len(other.wait().tokens()) == 20
+
+
+def test_cancelling_one_sample_leaves_its_siblings():
+    with make_engine() as engine:
+        sink = Collector(2, lambda output: engine.cancel_sample(1, 0))
+        engine.submit([1], SamplingParams(n=2, seed=0, max_tokens=30), sink)
+        sink.wait()
+    reasons = {output.sample_idx: output.finish_reason for output in sink.outputs if output.finish_reason}
+    assert reasons == {0: "cancelled", 1: "length"}
+
+
+def test_a_full_queue_refuses_and_the_refused_sink_is_never_called():
+    engine = make_engine(max_queue_len=2)  # not started yet: what is submitted waits
+    accepted, refused = [Collector(), Collector()], Collector()
+    for sink in accepted:
+        engine.submit([1], SamplingParams(max_tokens=2), sink)
+    with pytest.raises(QueueFull, match=r"2 requests are waiting.*\n.*max_queue_len\n.*try: "):
+        engine.submit([1], SamplingParams(), refused)
+    with engine:
+        assert all(len(sink.wait().tokens()) == 2 for sink in accepted)
+        engine.submit([1], SamplingParams(max_tokens=1), Collector())
+    assert not refused.outputs
+
+
+def test_refusals_name_what_is_wrong():
+    with make_engine(HashModel(num_blocks=2)) as engine:
+        with pytest.raises(InvalidSamplingParams, match="'temperature' is nan"):
+            engine.submit([1], SamplingParams(temperature=float("nan")), Collector())
+        with pytest.raises(InvalidSamplingParams, match="'prompt' is '0 tokens'"):
+            engine.submit([], SamplingParams(), Collector())
+        with pytest.raises(RequestTooLarge, match=r"needs 21 tokens.*KV cache holds requests of at most 9"):
+            engine.submit([1], SamplingParams(max_tokens=20), Collector())
+        with pytest.raises(ValueError, match="token id 99"):
+            engine.submit([99], SamplingParams(), Collector())
+        assert engine.max_total_len == 9 and engine.num_open_requests() == 0
+
+
+def test_a_sink_that_raises_harms_nobody_else(caplog):
+    def broken(_: list[TokenOutput]) -> None:
+        raise ValueError("sink is broken")
+
+    with make_engine() as engine:
+        engine.submit([1], SamplingParams(max_tokens=3), broken)
+        healthy = Collector()
+        engine.submit([2], SamplingParams(max_tokens=3), healthy)
+        assert len(healthy.wait().tokens()) == 3
+    assert "sink is broken" in caplog.text
+
+
+def test_shutdown_drains_what_it_can_and_cancels_the_rest():
+    with make_engine() as engine:
+        sink = Collector()
+        engine.submit([1], SamplingParams(max_tokens=5), sink)
+        engine.shutdown(drain_s=TIMEOUT_S)
+        assert sink.done.is_set() and sink.outputs[-1].finish_reason == "length"
+        with pytest.raises(EngineStopped, match="shutting down"):
+            engine.submit([1], SamplingParams(), sink)
+    model = gated()
+    engine = make_engine(model)
+    engine.start()
+    sinks = [Collector() for _ in range(6)]
+    for sink in sinks:
+        engine.submit([1], SamplingParams(), sink)
+    model.gate.set()
+    engine.shutdown()
+    assert all(sink.outputs[-1].finish_reason in ("cancelled", "length") for sink in sinks)
+    assert engine.stats()["num_used_blocks"] == 0 and engine.num_open_requests() == 0
+    engine.shutdown()
+
+
+def test_the_event_fd_is_readable_exactly_while_events_wait():
+    core = _core.Engine(HashModel(num_blocks=4), max_num_seqs=1, max_num_tokens=4, max_queue_len=4, max_context_len=16, vocab_size=24)
+
+    def is_readable() -> bool:
+        return bool(select.select([core.event_fd], [], [], 0)[0])
+
+    assert not is_readable()
+    core.submit([1], SamplingParams(max_tokens=2))
+    core.step()
+    assert is_readable()
+    assert len(core.take_events(0)) == 1 and not is_readable()
+
+
+def test_a_program_that_forgets_shutdown_still_exits():
+    script = """
+import sys, time
+from engine.hash_model import HashModel
+from friendli_runtime.engine import Engine
+from friendli_runtime.sampling import SamplingParams
+engine = Engine(HashModel(num_blocks=400), max_num_seqs=4, max_num_tokens=8, max_context_len=1500, vocab_size=24)
+engine.start()
+for _ in range(4):
+    engine.submit([1], SamplingParams(ignore_eos=True), lambda outputs: None)
+print("bye", flush=True)
+"""
+    tests = os.path.dirname(os.path.dirname(__file__))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
+    result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (result.returncode, result.stdout) == (0, "bye\n"), result.stderr
