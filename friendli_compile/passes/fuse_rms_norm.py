@@ -16,7 +16,7 @@ after:
     input %x: f32[num_tokens, 8]
     param %w: f32[8]
     %o = ew.add(%w, 1.0)
-    %y = nn.rms_norm(%x, %o) {eps=9.999999974752427e-07}
+    %y = nn.rms_norm(%x, %o) {eps=1e-06}
     return %y
 """
 
