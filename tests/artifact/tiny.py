@@ -22,6 +22,9 @@ HEAD = {
     "self_check": {"status": "skipped"},
 }  # fmt: skip
 
+MEMORY = {"weight_bytes": 9000, "weight_bytes_by_layout": {"bf16 panel16": 9000}, "kv_bytes_per_token": 64,
+          "activation_bytes_per_token": 512, "activation_bytes_per_logit_row": 256}  # fmt: skip
+
 
 def tiny_plan(storage_dtype: str = "bf16") -> tuple[Plan, dict[str, np.ndarray]]:
     graph = decoder()
@@ -35,7 +38,7 @@ def write_tiny_artifact(target: Path, *, replace: bool = False) -> Path:
         writer.write_weights(folder.path, plan, params.__getitem__)
         (folder.path / "tokenizer").mkdir()
         (folder.path / "tokenizer" / "tokenizer.json").write_text("{}")
-        writer.write_report(folder.path, {"memory": {}})
+        writer.write_report(folder.path, {"memory": MEMORY})
         writer.write_manifest(folder.path, HEAD)
         folder.commit()
     return target
