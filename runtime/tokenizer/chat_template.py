@@ -41,18 +41,33 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template does not compile: {error.message}", where=f"{where}, line {error.lineno}",
-                              hint="fix the template in the checkpoint and compile again") from None
+            raise ConfigError(
+                f"the chat template does not compile: {error.message}",
+                where=f"{where}, line {error.lineno}",
+                hint="fix the template in the checkpoint and compile again",
+            ) from None
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None, add_generation_prompt: bool = True,
-               variables: dict[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
         """The prompt text. Raises ChatTemplateError when the template refuses the messages, fails on them or writes too much."""
         shadowed = RESERVED_NAMES.intersection(variables or ())
         if shadowed:
             raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
-        values = {**self._special_tokens, **(variables or {}), "messages": messages, "tools": tools, "documents": None,
-                  "add_generation_prompt": add_generation_prompt}
+        values = {
+            **self._special_tokens,
+            **(variables or {}),
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         parts: list[str] = []
         num_chars = 0
         try:
@@ -105,6 +120,7 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-            sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
