@@ -27,6 +27,7 @@ from . import (
     fuse_rope,
     merge_linears,
     select_logit_rows,
+    share_kv_heads,
     simplify,
     token_major,
 )
@@ -45,6 +46,7 @@ PIPELINE: tuple[tuple[str, Pass], ...] = (
     ("fuse_rms_norm", fuse_rms_norm.run),
     ("fuse_layer_norm", fuse_layer_norm.run),
     ("fuse_rope", fuse_rope.run),
+    ("share_kv_heads", share_kv_heads.run),
     ("cse", cse.run),
     ("select_logit_rows", select_logit_rows.run),
     ("merge_linears", merge_linears.run),
