@@ -139,6 +139,8 @@ class _Matcher:
 
     def rotation_style(self, rotated: Value, x: Value) -> str | None:
         """Whether `rotated` is (−second half, first half) of x, or (−odd, even) interleaved."""
+        if x.dims != rotated.dims or not x.dims:
+            return None
         whole = self.span(x)
         concat = self.rw.producer(rotated, "tensor.concat")
         if concat is not None and len(concat.inputs) == 2 and concat.attrs["dim"] == len(rotated.dims) - 1:
@@ -188,7 +190,7 @@ class _Matcher:
         tables: list[Value] = []
         for table in (cos, sin):
             flat = self.reshaped(table, (x.dims[0], width))
-            half = self.half_of(flat, _PAIRINGS[style]) if is_full_width else flat
+            half = self.half_of(flat, _PAIRINGS[style]) if is_full_width else self.narrowed(flat)
             if half is None:
                 return None
             tables.append(half)
