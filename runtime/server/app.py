@@ -76,8 +76,8 @@ class App:
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._completions),
+            "/v1/chat/completions": ("POST", self._counted(self._chat)),
+            "/v1/completions": ("POST", self._counted(self._completions)),
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
             "/v1/models": ("GET", self._models),
@@ -146,6 +146,22 @@ class App:
 
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
+    def _counted(self, handler: Handler) -> Handler:
+        """`handler` with requests and responses counted; an error answer is a response, a client that left gets none."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            self.metrics.requests.add()
+            try:
+                await handler(scope, receive, send)
+            except ClientGone:
+                raise
+            except Exception:
+                self.metrics.responses.add()
+                raise
+            self.metrics.responses.add()
+
+        return counted
+
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, prompts = await self._prepared(scope, receive, ChatRequest, self._chat_prompts)
         generation = self._generation(request, prompts)
@@ -165,7 +181,6 @@ class App:
         """The checked request and its prompts. Raises ApiError."""
         if self.is_draining:
             raise unavailable("the server is shutting down")
-        self.metrics.requests.add()
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
         self._check_model(request.model)
         size = header(scope, b"content-length") or b""
@@ -226,7 +241,6 @@ class App:
                     for choice_idx, delta in batch:
                         answer.add(choice_idx, delta)
                 await send_json(send, answer.whole())
-        self.metrics.responses.add()
 
     async def _stream(self, generation: Generation, answer: ChatAnswer | CompletionAnswer, send: Send, *, include_usage: bool) -> None:
         stream = EventStream(send, self.options.limits)

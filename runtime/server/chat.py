@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
-from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_chat
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
-from ..tokenizer.tokenizer import Tokenizer, unused_mark
+from ..tokenizer.tokenizer import Tokenizer
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation
@@ -29,20 +29,11 @@ _EMPTY_ONLY = frozenset({"refusal", "annotations", "audio", "function_call"})
 def chat_prompt(request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate, limits: Limits) -> list[int]:
     """Token ids of the conversation up to the assistant's turn. Raises ApiError."""
     messages = checked_messages(request.messages, limits)
-    variables = request.chat_template_kwargs or {}
-    mark = unused_mark([msgspec.json.encode([messages, variables]).decode()])
-    if mark is None:
-        raise invalid_value("the messages use all Unicode non-characters; remove them", "messages")
-    marked = [
-        {key: value if key == "role" else tokenizer.mark_special_text(value, mark) for key, value in message.items()}
-        for message in messages
-    ]
     try:
-        text = template.render(marked, variables=tokenizer.mark_special_text(variables, mark))
+        return encode_chat(template, tokenizer, messages, variables=request.chat_template_kwargs)
     except ChatTemplateError as error:
         param = "chat_template_kwargs" if "template variable" in str(error) else "messages"
         raise invalid_value(str(error), param, code="chat_template") from None
-    return tokenizer.encode_marked(text, mark)
 
 
 def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:

@@ -42,9 +42,8 @@ def limits_from(settings: Iterable[str]) -> Limits:
         name, _, value = setting.partition("=")
         if name not in names:
             near = get_close_matches(name, names, n=1)
-            raise ConfigError(
-                f"there is no limit '{name}'", where="--limit", hint=f"did you mean '{near[0]}'?" if near else ", ".join(names)
-            )
+            hint = (f"did you mean '{near[0]}'? " if near else "") + "the limits are " + ", ".join(names)
+            raise ConfigError(f"there is no limit '{name}'", where="--limit", hint=hint)
         if not value.isdecimal() or int(value) < 1:
             raise ConfigError(
                 f"limit '{name}' is '{value}', expected a positive whole number",

@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ConfigError
-from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json
+from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json, unused_mark
 
 MAX_PROMPT_CHARS = 16 * 2**20
 _FUNCTIONS = ("raise_exception", "strftime_now")
@@ -98,6 +98,18 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
         named = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict) and {"name", "template"} <= entry.keys()}
         source = named.get("default")
     return ChatTemplate(source, special_tokens, where=str(folder / "tokenizer_config.json")) if isinstance(source, str) else None
+
+
+def encode_chat(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: list[dict[str, Any]], *, variables: dict[str, Any] | None = None
+) -> list[int]:
+    """Token ids of a conversation up to the assistant's turn; special tokens that messages spell stay text. Raises ChatTemplateError."""
+    mark = unused_mark(json.dumps([messages, variables], ensure_ascii=False))
+    if mark is None:
+        raise ChatTemplateError("the messages use every Unicode non-character")
+    marked = [{key: value if key == "role" else tokenizer.mark_special_text(value, mark) for key, value in msg.items()} for msg in messages]
+    text = template.render(marked, variables=tokenizer.mark_special_text(variables or {}, mark))
+    return tokenizer.encode_marked(text, mark)
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:

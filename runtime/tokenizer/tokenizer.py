@@ -142,9 +142,9 @@ class Tokenizer:
         return literal
 
 
-def unused_mark(texts: Sequence[str]) -> str | None:
-    """A character that none of `texts` holds, to mark places with; None when they hold all candidates."""
-    return next((mark for mark in _MARKS if not any(mark in text for text in texts)), None)
+def unused_mark(text: str) -> str | None:
+    """A character that `text` does not hold, to mark places with; None when it holds all candidates."""
+    return next((mark for mark in _MARKS if mark not in text), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
