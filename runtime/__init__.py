@@ -1,8 +1,8 @@
 """The runtime of fmo: `LLM` for offline use, `friendli_runtime.server` for HTTP. Importing the package starts and loads nothing.
 
-    from friendli_runtime import LLM, SamplingParams
-    with LLM("build/stdlib-coder") as llm:
-        print(llm.generate("def ", SamplingParams(max_tokens=32))[0].outputs[0].text)
+from friendli_runtime import LLM, SamplingParams
+with LLM("build/stdlib-coder") as llm:
+    print(llm.generate("def ", SamplingParams(max_tokens=32))[0].outputs[0].text)
 """
 
 from importlib import import_module

@@ -71,9 +71,9 @@ class Rewriter:
         return self.builder.constants.get(value) if value is not None else None
 
     def scalar(self, value: Value | None) -> float | None:
-        """The number, where the value is a constant of one element, seen through reshapes and expansions."""
+        """The number (an f32 as its shortest decimal) of a constant of one element, seen through reshapes and expansions."""
         array = self.data(self.through(value, "tensor.reshape", "tensor.expand"))
-        return float(array.reshape(())) if array is not None and array.size == 1 else None
+        return float(str(array.reshape(())[()])) if array is not None and array.size == 1 else None
 
     def through(self, value: Value | None, *ops: str) -> Value | None:
         """The first value upwards whose producer is none of `ops` (first operands are followed)."""

@@ -116,16 +116,13 @@ def _slice_of_concat(rw: Rewriter, concat: Node, dim: int, start: int, stop: int
 
 
 def _concat(rw: Rewriter, node: Node, inputs: Inputs) -> Replacement:
-    """Neighbouring slices of one value are one slice; a concat along the same dim is taken apart."""
+    """Neighbouring slices of one value are one slice."""
     dim = node.attrs["dim"]
-    parts: list[Value] = []
-    for value in inputs:
-        inner = rw.producer(value, "tensor.concat")
-        parts.extend(inner.operands if inner and inner.attrs["dim"] == dim else [value])  # type: ignore[list-item]
-    merged = parts[:1]
-    for part in parts[1:]:
-        joined = _joined_slices(rw, merged[-1], part, dim)
-        merged[-1:] = [joined] if joined is not None else [merged[-1], part]
+    merged: list[Value] = []
+    for part in inputs:
+        assert part is not None
+        joined = _joined_slices(rw, merged[-1], part, dim) if merged else None
+        merged[-1:] = [*merged[-1:], part] if joined is None else [joined]
     if len(merged) == 1:
         return merged[0]
     return rw.add("tensor.concat", merged, {"dim": dim}) if len(merged) != len(inputs) else None

@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ConfigError
-from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json
+from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json, unused_mark
 
 MAX_PROMPT_CHARS = 16 * 2**20
 _FUNCTIONS = ("raise_exception", "strftime_now")
@@ -41,18 +41,33 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(source)
         except TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template does not compile: {error.message}", where=f"{where}, line {error.lineno}",
-                              hint="fix the template in the checkpoint and compile again") from None
+            raise ConfigError(
+                f"the chat template does not compile: {error.message}",
+                where=f"{where}, line {error.lineno}",
+                hint="fix the template in the checkpoint and compile again",
+            ) from None
         self._special_tokens = special_tokens
 
-    def render(self, messages: list[dict[str, Any]], *, tools: list[dict[str, Any]] | None = None, add_generation_prompt: bool = True,
-               variables: dict[str, Any] | None = None) -> str:
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        tools: list[dict[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
         """The prompt text. Raises ChatTemplateError when the template refuses the messages, fails on them or writes too much."""
         shadowed = RESERVED_NAMES.intersection(variables or ())
         if shadowed:
             raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
-        values = {**self._special_tokens, **(variables or {}), "messages": messages, "tools": tools, "documents": None,
-                  "add_generation_prompt": add_generation_prompt}
+        values = {
+            **self._special_tokens,
+            **(variables or {}),
+            "messages": messages,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
         parts: list[str] = []
         num_chars = 0
         try:
@@ -85,6 +100,18 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
     return ChatTemplate(source, special_tokens, where=str(folder / "tokenizer_config.json")) if isinstance(source, str) else None
 
 
+def encode_chat(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: list[dict[str, Any]], *, variables: dict[str, Any] | None = None
+) -> list[int]:
+    """Token ids of a conversation up to the assistant's turn; special tokens that messages spell stay text. Raises ChatTemplateError."""
+    mark = unused_mark(json.dumps([messages, variables], ensure_ascii=False))
+    if mark is None:
+        raise ChatTemplateError("the messages use every Unicode non-character")
+    marked = [{key: value if key == "role" else tokenizer.mark_special_text(value, mark) for key, value in msg.items()} for msg in messages]
+    text = template.render(marked, variables=tokenizer.mark_special_text(variables or {}, mark))
+    return tokenizer.encode_marked(text, mark)
+
+
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:
     """The special tokens by name that a template may write."""
     return dict(tokenizer.special_tokens)
@@ -105,6 +132,7 @@ def _raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-            sort_keys: bool = False) -> str:
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None, sort_keys: bool = False
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -60,7 +60,7 @@ class TableDetokenizer:
     def _strip_lead(self, text: str) -> str:
         """Drops what is left of the leading characters that the decoder strips from the whole text."""
         while self._lead_left and text.startswith(self._table.lead):
-            text = text[len(self._table.lead):]
+            text = text[len(self._table.lead) :]
             self._lead_left -= 1
         if text:
             self._lead_left = 0
@@ -92,9 +92,9 @@ class WindowDetokenizer:
         text = self._decode(self._ids)
         if len(text) <= len(given) or (text.endswith("\ufffd") and not final):
             return ""
-        self._ids = self._ids[max(0, self._num_given - _CONTEXT_TOKENS):]
+        self._ids = self._ids[max(0, self._num_given - _CONTEXT_TOKENS) :]
         self._num_given = len(self._ids)
-        return text[len(given):]
+        return text[len(given) :]
 
     def _decode(self, ids: list[int]) -> str:
         return self._backend.decode(ids, skip_special_tokens=False)

@@ -63,8 +63,9 @@ class SampleText:
         """The delta of one engine output; None once the sample is over."""
         if self.finished:
             return None
-        delta = TextDelta(output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason,
-                          output.error)
+        delta = TextDelta(
+            output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error
+        )
         for token in self._released(output):
             assert token.token_id is not None
             delta.token_ids.append(token.token_id)
@@ -98,14 +99,14 @@ class SampleText:
         ids = tuple(token.token_id for token in held)
         longest = max((len(sequence) - 1 for sequence in self._end_sequences), default=0)
         for num in range(min(longest, len(ids)), 0, -1):
-            if any(len(sequence) > num and sequence[:num] == ids[len(ids) - num:] for sequence in self._end_sequences):
+            if any(len(sequence) > num and sequence[:num] == ids[len(ids) - num :] for sequence in self._end_sequences):
                 return num
         return 0
 
     def _ended_len(self, held: list[TokenOutput]) -> int:
         """Length of the stop sequence at the end of `held`, 0 without one."""
         ids = tuple(token.token_id for token in held)
-        return next((len(sequence) for sequence in self._end_sequences if ids[len(ids) - len(sequence):] == sequence), 0)
+        return next((len(sequence) for sequence in self._end_sequences if ids[len(ids) - len(sequence) :] == sequence), 0)
 
     def _add_token(self, token_id: int, output: TokenOutput) -> str:
         if output.logprob is not None:

@@ -37,7 +37,7 @@ class StopStrings:
                 self._held = ""
                 return seen[: offset - matched_len]
         held_len = max(self._matched)
-        self._held = seen[len(seen) - held_len:]
+        self._held = seen[len(seen) - held_len :]
         return seen[: len(seen) - held_len]
 
     def finish(self) -> str:

@@ -29,8 +29,9 @@ _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 class Tokenizer:
     """Encodes and decodes. `add_special_tokens`, `skip_special_tokens`: what `encode` and `decode` do unless told otherwise."""
 
-    def __init__(self, backend: Backend, config: dict[str, Any] | None = None, *, add_special_tokens: bool = True,
-                 skip_special_tokens: bool = True) -> None:
+    def __init__(
+        self, backend: Backend, config: dict[str, Any] | None = None, *, add_special_tokens: bool = True, skip_special_tokens: bool = True
+    ) -> None:
         self.backend = backend
         self.config = config or {}
         self.add_special_tokens = add_special_tokens
@@ -54,10 +55,17 @@ class Tokenizer:
         try:
             backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for anything wrong in the file
-            raise ConfigError(f"tokenizer.json cannot be read: {error}", where=str(path),
-                              hint="compile again from a checkpoint whose tokenizer.json loads in the `tokenizers` library") from None
-        return cls(backend, read_json(folder / "tokenizer_config.json"), add_special_tokens=add_special_tokens,
-                   skip_special_tokens=skip_special_tokens)
+            raise ConfigError(
+                f"tokenizer.json cannot be read: {error}",
+                where=str(path),
+                hint="compile again from a checkpoint whose tokenizer.json loads in the `tokenizers` library",
+            ) from None
+        return cls(
+            backend,
+            read_json(folder / "tokenizer_config.json"),
+            add_special_tokens=add_special_tokens,
+            skip_special_tokens=skip_special_tokens,
+        )
 
     def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids of `text`; special tokens written in it are parsed as such."""
@@ -134,9 +142,9 @@ class Tokenizer:
         return literal
 
 
-def unused_mark(texts: Sequence[str]) -> str | None:
-    """A character that none of `texts` holds, to mark places with; None when they hold all candidates."""
-    return next((mark for mark in _MARKS if not any(mark in text for text in texts)), None)
+def unused_mark(text: str) -> str | None:
+    """A character that `text` does not hold, to mark places with; None when it holds all candidates."""
+    return next((mark for mark in _MARKS if mark not in text), None)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -148,8 +156,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path.name} is not JSON: {error}", where=str(path), hint="compile the artifact again") from None
     if not isinstance(value, dict):
-        raise ConfigError(f"{path.name} holds a {type(value).__name__}, expected an object", where=str(path),
-                          hint="compile the artifact again")
+        raise ConfigError(
+            f"{path.name} holds a {type(value).__name__}, expected an object", where=str(path), hint="compile the artifact again"
+        )
     return value
 
 

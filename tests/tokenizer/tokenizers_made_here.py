@@ -5,8 +5,14 @@ from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-TEXT = ["def main(self): return 'hello world'", "The quick brown fox jumps over the lazy dog.", "hello  world,   hello you!\n\tand you",
-        "naïve café", "你好世界", "emoji 🙂🙃 here"] * 3
+TEXT = [
+    "def main(self): return 'hello world'",
+    "The quick brown fox jumps over the lazy dog.",
+    "hello  world,   hello you!\n\tand you",
+    "naïve café",
+    "你好世界",
+    "emoji 🙂🙃 here",
+] * 3
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 
 
@@ -14,8 +20,15 @@ def byte_level() -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
-    tok.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>", "<|user|>", "<|assistant|>", "<s>"],
-                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tok.train_from_iterator(
+        TEXT,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|end|>", "<|user|>", "<|assistant|>", "<s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     tok.add_tokens([AddedToken("<tool call>", special=False, normalized=False)])
     return tok
 

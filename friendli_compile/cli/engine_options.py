@@ -1,0 +1,50 @@
+"""The options of every verb that runs an engine (serve, run, chat), and sizes written for people (`512MiB`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(|[KMG]I?)B?", re.IGNORECASE)
+
+
+class Size(click.ParamType):
+    """A number of bytes: `512MiB`, `2GB`, `1048576`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"'{value}' is not a size; write for instance 512MiB or 2GB", param, ctx)
+        return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory and --kv-dtype."""
+    options = [
+        click.option("--num-threads", type=click.IntRange(min=0), default=0, help="CPU threads. 0: all that the process may use."),
+        click.option("--max-batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences at the same time."),
+        click.option(
+            "--max-num-tokens-per-step",
+            type=click.IntRange(min=1),
+            default=512,
+            show_default=True,
+            help="Tokens that one step computes at most; longer prompts take several steps.",
+        ),
+        click.option(
+            "--kv-cache-memory",
+            type=Size(),
+            help="Memory of the KV cache, e.g. 512MiB. Default: what the batch needs, at most 1/4 of what is free.",
+        ),
+        click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), help="How the KV cache is stored. Default: as the artifact says."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

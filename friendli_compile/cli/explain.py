@@ -1,0 +1,135 @@
+"""`fmo explain`: what an artifact holds, from its own files; the kernels are those that this machine would run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .table import size, table
+
+if TYPE_CHECKING:
+    from friendli_runtime.artifact import Artifact
+
+EXAMPLES = """\b
+Examples:
+  fmo explain build/stdlib-coder
+  fmo explain build/stdlib-coder --layer 0"""
+
+
+@click.command(epilog=EXAMPLES)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--layer", type=int, metavar="N", help="Also list every call of decoder layer N.")
+@click.option("--verify", is_flag=True, help="Also hash every file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def explain(artifact: Path, layer: int | None, verify: bool, as_json: bool) -> None:
+    """Show what ARTIFACT holds: model, memory by part, kernels per op, self-check."""
+    from friendli_runtime.artifact import Artifact
+
+    opened = Artifact.open(artifact)
+    if verify:
+        opened.verify()
+    facts = explain_artifact(opened, layer)
+    click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
+
+
+def explain_artifact(artifact: Artifact, layer: int | None = None) -> dict[str, Any]:
+    """The facts as one JSON object."""
+    report = json.loads((artifact.folder / "report.json").read_bytes())
+    calls = artifact.plan["calls"]
+    kernels = _kernels(artifact)
+    facts = {
+        "model": artifact.manifest["model"],
+        "target": artifact.manifest["target"],
+        "provenance": artifact.manifest["provenance"],
+        "self_check": artifact.manifest["self_check"],
+        "memory": report["memory"],
+        "kv_layers": len(artifact.plan["kv_layers"]),
+        "num_calls": len(calls),
+        "ops": _per_op(artifact, calls, kernels),
+        "notes": report.get("notes", []),
+        "files": {name: entry["bytes"] for name, entry in artifact.manifest["files"].items()},
+    }
+    if layer is not None:
+        facts["calls"] = [_call_facts(artifact, call, kernels.get(i)) for i, call in enumerate(calls) if call["layer"] == layer]
+    return facts
+
+
+def _kernels(artifact: Artifact) -> dict[int, str]:
+    """Call index → kernel on this machine; empty where the C++ core is not built."""
+    try:
+        from friendli_runtime.executor import kernels_of_calls
+    except ImportError:
+        return {}
+    return dict(enumerate(kernels_of_calls(artifact)))
+
+
+def _per_op(artifact: Artifact, calls: list[dict[str, Any]], kernels: Mapping[int, str]) -> list[dict[str, Any]]:
+    """One row per (op, kernel, shape of its weight), largest first."""
+    count, num_bytes = Counter[tuple[str, str, str]](), Counter[tuple[str, str, str]]()
+    for i, call in enumerate(calls):
+        facts = _call_facts(artifact, call, kernels.get(i))
+        key = (facts["op"], facts["kernel"] or "", facts["shape"])
+        count[key] += 1
+        num_bytes[key] += facts["weight_bytes"]
+    order = sorted(count, key=lambda key: (-num_bytes[key], key))
+    return [
+        {
+            "op": op,
+            "kernel": kernel or None,
+            "shape": shape,
+            "calls": count[op, kernel, shape],
+            "weight_bytes": num_bytes[op, kernel, shape],
+        }
+        for op, kernel, shape in order
+    ]
+
+
+def _call_facts(artifact: Artifact, call: Mapping[str, Any], kernel: str | None) -> dict[str, Any]:
+    weights = [view for view in call["inputs"] if view and view["space"] == "weight"]
+    shown = max(weights, key=lambda view: artifact.weights[view["id"]].num_bytes, default=call["outputs"][0])
+    return {
+        "op": call["op"],
+        "kernel": kernel,
+        "shape": "×".join(str(dim) for dim in shown["dims"]) + f" {shown['dtype']}",
+        "weight_bytes": sum(artifact.weights[view["id"]].num_bytes for view in weights),
+        "source": call["source"],
+    }
+
+
+def render(facts: Mapping[str, Any]) -> str:
+    """The facts for a terminal."""
+    model, memory, check = facts["model"], facts["memory"], facts["self_check"]
+    lines = [
+        f"{model['name']}: {model['architecture']}, {model['num_params'] / 1e6:,.1f} M parameters, {model['dtype']}, "
+        f"context {model['max_context_len']} tokens, vocabulary {model['vocab_size']}",
+        f"target       {facts['target']['device']} {facts['target']['arch']} (needs {facts['target']['isa_min']})",
+        f"self-check   {_self_check_text(check)}",
+        f"weights      {size(memory['weight_bytes'])}: "
+        + ", ".join(f"{size(n)} {layout}" for layout, n in memory["weight_bytes_by_layout"].items()),
+        f"KV cache     {size(memory['kv_bytes_per_token'])} per token in {facts['kv_layers']} layers; "
+        f"{size(memory['kv_bytes_per_token'] * model['max_context_len'])} for one full context",
+        f"activations  {size(memory['activation_bytes_per_token'])} per token of a step, "
+        f"{size(memory['activation_bytes_per_logit_row'])} per row of logits",
+        "",
+        table(
+            [(op["op"], op["kernel"] or "-", op["shape"], op["calls"], size(op["weight_bytes"])) for op in facts["ops"]],
+            ("op", "kernel here", "shape", "calls", "weights"),
+        ),
+    ]
+    if "calls" in facts:
+        rows = [(call["op"], call["kernel"] or "-", call["shape"], size(call["weight_bytes"]), call["source"]) for call in facts["calls"]]
+        lines += ["", table(rows, ("call", "kernel here", "shape", "weights", "source"))]
+    lines += [f"note: {note}" for note in facts["notes"]]
+    return "\n".join(lines)
+
+
+def _self_check_text(check: Mapping[str, Any]) -> str:
+    if check["status"] != "passed":
+        return f"{check['status'].upper()}: nobody has compared this artifact with transformers"
+    error, tolerance = f"{check['max_abs_error']:.2g}", f"{check['tolerance']:.2g}"
+    return f"passed ({check['mode']}): max abs error {error} over {check['num_probe_tokens']} tokens, tolerance {tolerance}"

@@ -1,0 +1,105 @@
+"""`fmo serve`: a thin layer over `friendli_runtime.server.serve.serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .engine_options import engine_options
+
+EXAMPLES = """\b
+Examples:
+  fmo serve build/stdlib-coder
+  fmo serve build/stdlib-coder --host 0.0.0.0 --web-server-port 9000 --kv-cache-memory 512MiB
+\b
+Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a bug of ours, 4 requests were cut off."""
+
+
+@click.command(name="serve", epilog=EXAMPLES)
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 lets other machines in.")
+@click.option(
+    "--web-server-port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes a free port and prints it."
+)
+@click.option(
+    "--metrics-port", type=click.IntRange(0, 65535), default=8281, show_default=True, help="Prometheus text at /metrics; 0 as above."
+)
+@click.option("--served-model-name", help="The model's name in requests and answers. Default: that of the artifact.")
+@engine_options
+@click.option(
+    "--max-queue-len", type=click.IntRange(min=1), default=1024, show_default=True, help="Requests that may wait; more get a 429."
+)
+@click.option(
+    "--num-request-threads", type=click.IntRange(min=1), default=4, show_default=True, help="Threads that tokenize large requests."
+)
+@click.option(
+    "--timeout-microseconds", type=click.IntRange(min=0), default=0, show_default=True, help="Longest time per request; 0: no limit."
+)
+@click.option(
+    "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds that running requests get at the end."
+)
+@click.option(
+    "--tokenizer-add-special-tokens", type=bool, default=True, show_default=True, help="Encode prompts with the tokens of the model."
+)
+@click.option("--tokenizer-skip-special-tokens", type=bool, default=True, show_default=True, help="Leave special tokens out of answers.")
+@click.option(
+    "--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Require the key in this file (or FMO_API_KEY)."
+)
+@click.option(
+    "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit of requests, e.g. max_n=8; a wrong name lists all."
+)
+def serve(
+    artifact: Path,
+    host: str,
+    web_server_port: int,
+    metrics_port: int,
+    served_model_name: str | None,
+    max_queue_len: int,
+    num_request_threads: int,
+    timeout_microseconds: int,
+    drain_timeout: float,
+    tokenizer_add_special_tokens: bool,
+    tokenizer_skip_special_tokens: bool,
+    api_key_file: Path | None,
+    limits: tuple[str, ...],
+    **engine: Any,
+) -> int:
+    """Serve ARTIFACT over an OpenAI-compatible HTTP API.
+
+    SIGTERM or Ctrl-C: new requests get 503, the running ones finish within --drain-timeout. A second signal exits at once.
+    """
+    from friendli_runtime.loaded_model import EngineOptions, TextOptions
+    from friendli_runtime.server.app import AppOptions
+    from friendli_runtime.server.limits import limits_from
+    from friendli_runtime.server.serve import ServeOptions
+    from friendli_runtime.server.serve import serve as run_server
+
+    api_key = api_key_file.read_text().strip() if api_key_file is not None else os.environ.get("FMO_API_KEY") or None
+    options = ServeOptions(
+        artifact=artifact,
+        host=host,
+        port=web_server_port,
+        metrics_port=metrics_port,
+        served_model_name=served_model_name,
+        drain_timeout_s=drain_timeout,
+        engine=EngineOptions(
+            num_threads=engine["num_threads"],
+            max_num_seqs=engine["max_batch_size"],
+            max_num_tokens=engine["max_num_tokens_per_step"],
+            max_queue_len=max_queue_len,
+            kv_cache_bytes=engine["kv_cache_memory"],
+            kv_dtype=engine["kv_dtype"],
+        ),
+        text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
+        app=AppOptions(
+            limits=limits_from(limits),
+            api_key=api_key,
+            request_timeout_s=timeout_microseconds * 1e-6,
+            num_request_threads=num_request_threads,
+            max_queue_len=max_queue_len,
+        ),
+    )
+    return run_server(options, lambda line: click.echo(line, err=True))

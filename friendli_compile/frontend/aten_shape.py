@@ -1,0 +1,391 @@
+"""Translations of torch ops that move, cut, join, make or look up elements. A table: op name → function of a Call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..ir.graph import Dims, Value
+from .aten_call import Call, ComplexValue, EmptyValue
+
+Result = Any  # Value, ComplexValue, EmptyValue, or a list of Values
+Translation = Callable[[Call], Result]
+
+
+def map_complex(translate: Callable[[Call, Value], Result]) -> Translation:
+    """A translation of `self` that works on each part of a complex tensor alike."""
+
+    def both(call: Call) -> Result:
+        x = call.args["self"]
+        if isinstance(x, ComplexValue):
+            return ComplexValue(translate(call, x.real), translate(call, x.imag))
+        return translate(call, call.value("self"))
+
+    return both
+
+
+# --- the same elements in the same order
+
+
+def _reshape(call: Call, x: Value) -> Value:
+    return call.reshape(x, call.dims)
+
+
+def _expand(call: Call, x: Value) -> Value:
+    return call.expand(x, call.dims)
+
+
+def _identity(call: Call) -> Result:
+    return call.args["self"] if "self" in call.args else call.args["input"]
+
+
+def _cast(call: Call) -> Result:
+    x = call.args["self"]
+    if isinstance(x, ComplexValue):
+        if not call.fake.is_complex():
+            raise call.unsupported("a complex tensor is cast to a real one")
+        return x
+    return x if isinstance(x, EmptyValue) else call.cast(call.value("self"), call.dtype)
+
+
+def _dropout(call: Call) -> Value:
+    if call.args["train"] and call.args["p"]:
+        raise call.unsupported("dropout is active; the model must be traced in eval mode")
+    return call.value("input")
+
+
+# --- another order
+
+
+def _perm(call: Call, rank: int) -> list[int]:
+    """Where each dim of the result comes from."""
+    if call.name == "permute":
+        return [int(dim) % rank for dim in call.args["dims"]]
+    if call.name in ("t", "numpy_T"):
+        return list(reversed(range(rank)))
+    if call.name in ("movedim", "moveaxis"):
+        source, destination = call.args["source"], call.args["destination"]
+        sources = [source] if isinstance(source, int) else source
+        targets = [destination] if isinstance(destination, int) else destination
+        at = {int(target) % rank: int(origin) % rank for origin, target in zip(sources, targets, strict=True)}
+        rest = iter(dim for dim in range(rank) if dim not in at.values())
+        return [at[dim] if dim in at else next(rest) for dim in range(rank)]
+    first, second = (-2, -1) if call.name in ("mT", "adjoint") else _dim_pair(call)
+    perm = list(range(rank))
+    perm[first % rank], perm[second % rank] = perm[second % rank], perm[first % rank]
+    return perm
+
+
+def _dim_pair(call: Call) -> tuple[int, int]:
+    names = ("dim0", "dim1") if "dim0" in call.args else ("axis0", "axis1")
+    return int(call.args[names[0]]), int(call.args[names[1]])
+
+
+def _permute(call: Call, x: Value) -> Value:
+    return call.permute(x, _perm(call, len(x.dims)))
+
+
+# --- cutting
+
+
+def slice_bounds(call: Call, size: int) -> tuple[int, int, int]:
+    """start, stop, step of aten.slice along a dim of `size`, as torch clamps them."""
+    start, stop, step = call.args.get("start"), call.args.get("end"), call.args.get("step", 1)
+    if not all(bound is None or isinstance(bound, int) for bound in (start, stop)):
+        raise call.unsupported("a slice has bounds that depend on the number of tokens")
+    return *slice(start, stop).indices(size)[:2], int(step)
+
+
+def _slice(call: Call, x: Value) -> Value:
+    dim = call.dim(x)
+    size = x.dims[dim]
+    if isinstance(size, int):
+        start, stop, step = slice_bounds(call, size)
+        return call.slice(x, dim, start, max(start, stop), step)
+    if call.args.get("start") in (None, 0) and call.args.get("step", 1) == 1 and call.dims == x.dims:
+        return x
+    raise call.unsupported("a slice picks some of the packed tokens, which belong to several sequences")
+
+
+def _select(call: Call, x: Value) -> Value:
+    dim = call.dim(x)
+    index = int(call.args["index"]) % call.static(x, dim)
+    return call.reshape(call.slice(x, dim, index, index + 1), (*x.dims[:dim], *x.dims[dim + 1 :]))
+
+
+def _pieces(call: Call) -> Result:
+    """split, chunk, unbind: the sizes are read off what torch says the results are."""
+    x = call.value("self")
+    dim = call.dim(x)
+    call.static(x, dim)
+    results, start = [], 0
+    for fake in call.fake:
+        dims = call.dims_of(fake)
+        length = 1 if call.name == "unbind" else dims[dim]
+        assert isinstance(length, int)
+        results.append(call.reshape(call.slice(x, dim, start, start + length), dims))
+        start += length
+    return results
+
+
+# --- joining
+
+
+def _concat(call: Call) -> Result:
+    operands = call.args["tensors"]
+    if any(isinstance(operand, ComplexValue) for operand in operands):
+        raise call.unsupported("joining complex tensors has no translation")
+    dtype = call.dtype
+    values = [call.cast(value, dtype) for value in call.values("tensors") if value.dims != (0,)]
+    return call.concat(values, int(call.args.get("dim", 0)) % len(values[0].dims))
+
+
+def _stack(call: Call) -> Value:
+    values = call.values("tensors")
+    dim = int(call.args.get("dim", 0)) % (len(values[0].dims) + 1)
+    return call.concat([call.reshape(v, (*v.dims[:dim], 1, *v.dims[dim:])) for v in values], dim)
+
+
+def _repeat(call: Call, x: Value) -> Value:
+    repeats = [int(r) if isinstance(r, int) else None for r in call.args["repeats"]]
+    x = call.reshape(x, (*([1] * (len(repeats) - len(x.dims))), *x.dims))
+    for dim, times in enumerate(repeats):
+        if times == 1:
+            continue
+        if x.dims[dim] == 1:
+            x = call.expand(x, (*x.dims[:dim], call.dims[dim], *x.dims[dim + 1 :]))
+        elif times is None:
+            raise call.unsupported("a tensor is repeated as often as there are tokens")
+        else:
+            call.static(x, dim)
+            x = call.concat([x] * times, dim)
+    return x
+
+
+def _repeat_interleave(call: Call, x: Value) -> Value:
+    if not isinstance(call.args.get("repeats"), int) or call.args.get("dim") is None:
+        raise call.unsupported("repeat_interleave with a count per element has no translation")
+    dim, times = call.dim(x), int(call.args["repeats"])
+    size = call.static(x, dim)
+    head, tail = x.dims[:dim], x.dims[dim + 1 :]
+    wide = call.expand(call.reshape(x, (*head, size, 1, *tail)), (*head, size, times, *tail))
+    return call.reshape(wide, (*head, size * times, *tail))
+
+
+def _pad(call: Call, x: Value) -> Value:
+    """constant_pad_nd: `pad` lists (before, after) from the last dim on."""
+    pad = call.args["pad"]
+    for i in range(0, len(pad), 2):
+        dim = len(x.dims) - 1 - i // 2
+        parts = [x]
+        for amount, before in ((pad[i], True), (pad[i + 1], False)):
+            if amount < 0:
+                size = call.static(parts[0], dim)
+                parts = [call.slice(parts[0], dim, -amount if before else 0, size if before else size + amount)]
+            elif amount > 0:
+                call.static(x, dim)
+                block = _filled(call, (*x.dims[:dim], amount, *x.dims[dim + 1 :]), call.args.get("value") or 0, x.dtype)
+                parts = [block, *parts] if before else [*parts, block]
+        x = call.concat(parts, dim)
+    return x
+
+
+# --- making
+
+
+def _filled(call: Call, dims: Dims, value: float, dtype: str) -> Value:
+    if not dims:
+        return call.builder.constant(np.asarray(value).astype({"f32": np.float32, "i32": np.int32, "bool": np.bool_}[dtype]))
+    return call.add("tensor.full", dims=dims, value=float(value), dtype=dtype)
+
+
+def _full(call: Call) -> Value:
+    name = call.name.removeprefix("new_").removesuffix("_like")
+    given = call.args.get("fill_value", call.args.get("s", call.args.get("value")))
+    value = {"zeros": 0, "ones": 1}.get(name, given)
+    if isinstance(value, Value):
+        data = call.constant_of(value)
+        return call.expand(call.cast(call.reshape(value, (1,) * len(call.dims)), call.dtype), call.dims) if data is None else \
+            _filled(call, call.dims, data.item(), call.dtype)  # fmt: skip
+    if not isinstance(value, bool | int | float):
+        raise call.unsupported(f"{call.name} fills with {value!r}, which has no translation")
+    return _filled(call, call.dims, value, call.dtype)
+
+
+def _empty(call: Call) -> EmptyValue:
+    return EmptyValue(call.dims)
+
+
+def _arange(call: Call) -> Value:
+    start, end, step = call.args.get("start", 0), call.args["end"], call.args.get("step", 1)
+    if call.dims == ("num_tokens",):
+        if start != 0 or step != 1:
+            raise call.unsupported("a range as long as the packed batch does not start at 0")
+        return call.add("tensor.iota", dims=("num_tokens",), dim=0, dtype=call.dtype)
+    if not all(isinstance(bound, int | float) for bound in (start, end, step)):
+        raise call.unsupported("a range depends on the number of tokens")
+    return call.builder.constant(np.arange(start, end, step).astype(np.float32 if call.dtype == "f32" else np.int32))
+
+
+# --- looking up
+
+
+def _embedding(call: Call) -> Value:
+    return _lookup(call, call.value("weight"), call.value("indices"))
+
+
+def _lookup(call: Call, table: Value, ids: Value) -> Value:
+    """Rows of a table `[num_rows, …]` by ids of any dims."""
+    rows = call.static(table, 0)
+    width, rest = 1, table.dims[1:]
+    for size in rest:
+        assert isinstance(size, int)
+        width *= size
+    found = call.add("nn.embedding", call.reshape(table, (rows, width)), ids)
+    return call.reshape(found, (*ids.dims, *rest))
+
+
+def _index(call: Call) -> Value:
+    """x[:, idx]: one index; a constant one cuts, a computed one looks up rows of a table."""
+    x = call.value("self")
+    given = [(dim, index) for dim, index in enumerate(call.args["indices"]) if index is not None]
+    if len(given) != 1:
+        raise call.unsupported(f"indexing with {len(given)} index tensors has no translation")
+    dim, index = given[0][0], call.real(given[0][1])
+    data = call.constant_of(index)
+    if data is not None and data.ndim == 1 and data.dtype != np.bool_:
+        return _take(call, x, dim, data)
+    if dim != 0 or index.dtype != "i32" or not isinstance(x.dims[0], int):
+        raise call.unsupported("indexing by a computed tensor is only possible for rows of a table")
+    return _lookup(call, x, index)
+
+
+def _index_select(call: Call) -> Value:
+    x, index = call.value("self"), call.value("index")
+    data = call.constant_of(index)
+    if data is None:
+        if call.dim(x) == 0 and isinstance(x.dims[0], int):
+            return _lookup(call, x, index)
+        raise call.unsupported("index_select by a computed index is only possible for rows of a table")
+    return _take(call, x, call.dim(x), data)
+
+
+def _take(call: Call, x: Value, dim: int, index: np.ndarray) -> Value:
+    """x[..., index, ...] for a constant 1-d index, as runs of slices."""
+    size = call.static(x, dim)
+    wanted = [int(i) % size for i in index]
+    runs: list[list[int]] = []
+    for i in wanted:
+        if runs and i == runs[-1][1]:
+            runs[-1][1] = i + 1
+        else:
+            runs.append([i, i + 1])
+    return call.concat([call.slice(x, dim, start, stop) for start, stop in runs], dim)
+
+
+def _gather(call: Call) -> Value:
+    x = call.value("self")
+    return call.add("tensor.gather", x, call.value("index"), dim=call.dim(x))
+
+
+def _scatter(call: Call) -> Value:
+    if call.args.get("reduce") is not None:
+        raise call.unsupported("scatter with a reduction has no translation")
+    x = call.value("self")
+    src = call.args["src"] if "src" in call.args else call.args["value"]
+    return call.add("tensor.scatter", x, call.value("index"), call.cast(call.real(src), x.dtype), dim=call.dim(x))
+
+
+def _topk(call: Call) -> Result:
+    x = call.value("self")
+    dim = call.dim(x)
+    k = call.static(x, dim) if call.name == "sort" else int(call.args["k"])
+    largest = bool(call.args.get("descending", False)) if call.name == "sort" else bool(call.args.get("largest", True))
+    return list(call.add("tensor.topk", x, k=k, dim=dim, largest=largest))
+
+
+def _one_hot(call: Call) -> Value:
+    index = call.value("self")
+    num_classes = call.dims[-1]
+    assert isinstance(num_classes, int)
+    classes = call.builder.constant(np.arange(num_classes, dtype=np.int32))
+    return call.cast(call.add("ew.eq", call.reshape(index, (*index.dims, 1)), classes), call.dtype)
+
+
+# --- complex views
+
+
+def _view_as_complex(call: Call) -> ComplexValue:
+    x = call.value("self")
+    last = len(x.dims) - 1
+    return ComplexValue(*(call.reshape(call.slice(x, last, part, part + 1), x.dims[:-1]) for part in (0, 1)))
+
+
+def _view_as_real(call: Call) -> Value:
+    x = call.args["self"]
+    parts = [call.reshape(call.expand(part, call.dims[:-1]), (*call.dims[:-1], 1)) for part in (x.real, x.imag)]
+    return call.concat(parts, len(call.dims) - 1)
+
+
+def write_slice(call: Call, base: Any, dim: int, start: int, stop: int, piece: Value) -> Value | EmptyValue:
+    """`base` with base[…, start:stop, …] replaced by `piece`."""
+    if isinstance(base, EmptyValue):
+        fits = base.dim in (None, dim) and all(stop <= a or b <= start or (a, b) == (start, stop) for a, b in base.pieces)
+        if not fits:
+            raise call.unsupported("an uninitialised tensor is written in overlapping pieces or along two dims")
+        return EmptyValue(base.dims, dim, {**base.pieces, (start, stop): piece})
+    size = call.static(base, dim)
+    before = [call.slice(base, dim, 0, start)] if start else []
+    after = [call.slice(base, dim, stop, size)] if stop < size else []
+    return call.concat([*before, piece, *after], dim)
+
+
+def _slice_scatter(call: Call) -> Result:
+    base = call.args["self"]
+    dim = int(call.args.get("dim", 0)) % len(base.dims)
+    size = base.dims[dim]
+    if not isinstance(size, int):
+        raise call.unsupported("some of the packed tokens are written, which belong to several sequences")
+    start, stop, step = slice_bounds(call, size)
+    if step != 1:
+        raise call.unsupported("writing every n-th element has no translation")
+    return write_slice(call, base, dim, start, stop, call.value("src"))
+
+
+def _names(translation: Translation, names: str) -> dict[str, Translation]:
+    return dict.fromkeys(names.split(), translation)
+
+
+def _all(*tables: dict[str, Translation]) -> dict[str, Translation]:
+    return {name: function for table in tables for name, function in table.items()}
+
+
+VIEWS: Sequence[str] = (
+    "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten", "view_as", "reshape_as", "expand", "expand_as",
+    "broadcast_to", "permute", "transpose", "t", "numpy_T", "mT", "adjoint", "movedim", "moveaxis", "swapaxes", "swapdims", "slice", "select",
+    "split", "chunk", "split_with_sizes", "unbind", "tensor_split", "unsafe_split", "unsafe_chunk", "view_as_real", "view_as_complex",
+)  # fmt: skip
+MAYBE_SAME: Sequence[str] = (  # torch returns its argument where there is nothing to do
+    "alias", "contiguous", "detach", "to", "type_as", "float", "dropout", "feature_dropout", "alpha_dropout", "lift_fresh",
+)  # fmt: skip
+
+TRANSLATIONS: dict[str, Translation] = _all(
+    _names(map_complex(_reshape), "view reshape _unsafe_view unsqueeze squeeze flatten unflatten view_as reshape_as"),
+    _names(map_complex(_expand), "expand expand_as broadcast_to"),
+    _names(map_complex(_permute), "permute transpose t numpy_T mT adjoint movedim moveaxis swapaxes swapdims"),
+    _names(_identity, "alias clone contiguous detach lift_fresh lift_fresh_copy"),
+    _names(_cast, "to _to_copy type_as float"),
+    _names(_dropout, "dropout feature_dropout alpha_dropout"),
+    {"slice": map_complex(_slice), "select": map_complex(_select)},
+    _names(_pieces, "split chunk split_with_sizes unbind tensor_split unsafe_split unsafe_chunk"),
+    _names(_concat, "cat concat concatenate"),
+    {"stack": _stack, "repeat": map_complex(_repeat), "repeat_interleave": map_complex(_repeat_interleave)},
+    {"constant_pad_nd": map_complex(_pad), "slice_scatter": _slice_scatter},
+    _names(_full, "full full_like zeros zeros_like ones ones_like new_full new_zeros new_ones scalar_tensor fill"),
+    _names(_empty, "empty empty_like new_empty"),
+    {"arange": _arange, "embedding": _embedding, "index": _index, "index_select": _index_select, "gather": _gather, "scatter": _scatter},
+    _names(_topk, "topk sort"),
+    {"one_hot": _one_hot, "view_as_complex": _view_as_complex, "view_as_real": _view_as_real},
+)

@@ -1,0 +1,161 @@
+"""An artifact, opened and running: executor, engine and tokenizer, ready for the server or for `LLM`.
+
+    Artifact.open ─┬─▶ hash every file        (thread)
+                   ├─▶ tokenizer, template    (thread)
+                   └─▶ executor ─▶ engine ─▶ start, after the hashes are right
+
+How much memory the KV cache gets is decided here, from the options or from what the machine has free.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .artifact import Artifact
+from .engine import Engine
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .tokenizer.chat_template import ChatTemplate
+    from .tokenizer.tokenizer import Tokenizer
+
+BLOCK_SIZE = 16
+"""Tokens of one KV block."""
+KV_DTYPE_BYTES = {"f32": 4, "bf16": 2}
+FREE_MEMORY_SHARE = 0.25
+"""Of the memory that is free at start, what the KV cache takes at most unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """`num_threads` 0: all that the process may use. `max_num_seqs`: samples at the same time. `max_num_tokens`: rows of one step.
+
+    `kv_cache_bytes` None: as much as `max_num_seqs` full contexts need, within FREE_MEMORY_SHARE. `kv_dtype` None: that of the artifact.
+    """
+
+    num_threads: int = 0
+    max_num_seqs: int = 64
+    max_num_tokens: int = 512
+    max_queue_len: int = 1024
+    kv_cache_bytes: int | None = None
+    kv_dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """The meaning of special tokens in text, as in the call arguments of Hugging Face tokenizers."""
+
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A started engine with what is needed around it. `close` ends it."""
+
+    artifact: Artifact
+    engine: Engine
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        return self.artifact.eos_token_ids
+
+    def close(self, drain_s: float = 0.0) -> None:
+        self.engine.shutdown(drain_s)
+
+
+def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None] | None = None) -> LoadedModel:
+    """Opens, checks and starts. Raises ArtifactError and its kinds, ConfigError."""
+    artifact = Artifact.open(path)
+    verification = artifact.start_verification()
+    with ThreadPoolExecutor(1, "fmo-load-text") as pool:
+        texts = pool.submit(_load_text, artifact, text)
+        engine = _open_engine(artifact, options, on_batch_end)
+        tokenizer, template = texts.result()
+    verification.wait()
+    engine.start()
+    return LoadedModel(artifact, engine, tokenizer, template)
+
+
+def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | None, ChatTemplate | None]:
+    folder = artifact.tokenizer_folder
+    if folder is None:
+        return None, None
+    from .tokenizer.chat_template import load_chat_template
+    from .tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(folder, add_special_tokens=options.add_special_tokens, skip_special_tokens=options.skip_special_tokens)
+    return tokenizer, load_chat_template(folder, tokenizer)
+
+
+def _open_engine(artifact: Artifact, options: EngineOptions, on_batch_end: Callable[[], None] | None) -> Engine:
+    from .executor import load_executor
+
+    if options.max_num_tokens < options.max_num_seqs:
+        raise ConfigError(
+            f"a step of {options.max_num_tokens} tokens cannot hold {options.max_num_seqs} sequences",
+            where="--max-num-tokens-per-step, --max-batch-size",
+            hint="raise the first or lower the second",
+        )
+    kv_dtype = options.kv_dtype or artifact.kv_dtype
+    executor = load_executor(
+        artifact,
+        num_threads=options.num_threads,
+        max_num_tokens=options.max_num_tokens,
+        max_num_logits=options.max_num_seqs,
+        num_blocks=num_kv_blocks(artifact, options),
+        kv_dtype=kv_dtype,
+    )
+    return Engine(
+        executor,
+        max_num_seqs=options.max_num_seqs,
+        max_num_tokens=options.max_num_tokens,
+        max_queue_len=options.max_queue_len,
+        max_context_len=artifact.max_context_len,
+        vocab_size=artifact.vocab_size,
+        on_batch_end=on_batch_end,
+    )
+
+
+def num_kv_blocks(artifact: Artifact, options: EngineOptions) -> int:
+    """Blocks of the KV cache. Raises ConfigError when the given memory does not hold one block."""
+    blocks_per_context = -(-artifact.max_context_len // BLOCK_SIZE)
+    most = blocks_per_context * options.max_num_seqs
+    block_bytes = kv_block_bytes(artifact, options.kv_dtype or artifact.kv_dtype)
+    if block_bytes == 0:
+        return most
+    if options.kv_cache_bytes is None:
+        fitting = int(_free_memory_bytes() * FREE_MEMORY_SHARE) // block_bytes
+        return max(min(most, fitting), blocks_per_context)
+    if options.kv_cache_bytes < block_bytes:
+        raise ConfigError(
+            f"{options.kv_cache_bytes} bytes do not hold one KV block of {block_bytes} bytes ({BLOCK_SIZE} tokens)",
+            where="--kv-cache-memory",
+            hint=f"{blocks_per_context * block_bytes} bytes hold one full context",
+        )
+    return options.kv_cache_bytes // block_bytes
+
+
+def kv_block_bytes(artifact: Artifact, kv_dtype: str) -> int:
+    """Bytes of one block over all KV layers: K as [heads][k_head_dim][16], V as [heads][16][v_head_dim rounded up to 8]."""
+    num_values = sum(
+        layer["num_kv_heads"] * BLOCK_SIZE * (layer["k_head_dim"] + -(-layer["v_head_dim"] // 8) * 8)
+        for layer in artifact.plan["kv_layers"]
+    )
+    return num_values * KV_DTYPE_BYTES[kv_dtype]
+
+
+def _free_memory_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,349 @@
+"""The ASGI application: one table of routes, and for each request read → check → generate → answer.
+
+Every route but health needs the API key, if there is one. A failure of ours is answered with an opaque id that the log explains; a
+failure of the client with a message that names the field. No request outlives its client: a closed connection cancels what runs for it.
+
+    read_json ─▶ decode_request ─▶ prompts + SamplingParams ─▶ Generation ─▶ ChatAnswer | CompletionAnswer ─▶ JSON | event stream
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..metrics import CONTENT_TYPE, Metrics
+from ..sampling import InvalidSamplingParams, SamplingParams
+from ..tokenizer.chat_template import ChatTemplate
+from ..tokenizer.tokenizer import Tokenizer
+from .bridge import Bridge
+from .chat import ChatAnswer, chat_prompt
+from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
+from .errors import ApiError, bad_request, unavailable
+from .fields import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
+from .generation import Generation, Prompt, with_fixed_seeds
+from .http import ClientGone, EventStream, Receive, Scope, Send, header, read_json, send_body, send_error, send_json
+from .limits import Limits
+from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
+
+MAX_HEARTBEAT_AGE_S = 30.0
+_INLINE_BODY_BYTES = 4096
+"""A request this small is tokenized on the event loop; a larger one in a thread."""
+_log = logging.getLogger(__name__)
+Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the server knows about the model it serves."""
+
+    name: str
+    tokenizer: Tokenizer | None
+    chat_template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppOptions:
+    """`request_timeout_s` 0: none. `api_key` None: no authentication."""
+
+    limits: Limits = field(default_factory=Limits)
+    api_key: str | None = None
+    request_timeout_s: float = 0.0
+    num_request_threads: int = 4
+    max_queue_len: int = 1024
+
+
+class App:
+    """ASGI callable for the web port. `attach` it to the engine's bridge first."""
+
+    def __init__(self, model: ServedModel, bridge: Bridge, metrics: Metrics, options: AppOptions) -> None:
+        self.model = model
+        self.bridge = bridge
+        self.metrics = metrics
+        self.options = options
+        self.active: set[Generation] = set()
+        self.is_draining = False
+        self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
+        self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/chat/completions": ("POST", self._counted(self._chat)),
+            "/v1/completions": ("POST", self._counted(self._completions)),
+            "/v1/tokenize": ("POST", self._tokenize),
+            "/v1/detokenize": ("POST", self._detokenize),
+            "/v1/models": ("GET", self._models),
+            f"/v1/models/{model.name}": ("GET", self._model),
+        }
+        self._open_routes: dict[str, tuple[str, Handler]] = {
+            "/health": ("GET", self._ready),
+            "/health/ready": ("GET", self._ready),
+            "/health/live": ("GET", self._live),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        try:
+            await self._handler(scope)(scope, receive, send)
+        except ClientGone:
+            self.metrics.failures_by_cancel.add()
+        except ApiError as error:
+            await send_error(send, error)
+        except Exception:
+            incident = secrets.token_hex(8)
+            _log.exception("internal error %s in %s", incident, scope["path"])
+            await send_error(send, ApiError(500, f"internal error {incident}; the server's log has the details", code="internal_error"))
+
+    def gauges(self) -> Mapping[str, float]:
+        """The values of the moment for /metrics."""
+        num_items = sum(generation.num_open_choices for generation in self.active)
+        num_assigned = min(int(self.bridge.engine.stats()["num_running"]), num_items)
+        return {
+            "current_requests": len(self.active),
+            "current_items": num_items,
+            "current_assigned_items": num_assigned,
+            "current_waiting_items": num_items - num_assigned,
+        }
+
+    def abort_all(self, failure: ApiError) -> None:
+        """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
+        for generation in list(self.active):
+            generation.abort(failure)
+
+    def _handler(self, scope: Scope) -> Handler:
+        path = scope["path"]
+        method, handler = self._open_routes.get(path) or self._routes.get(path) or (None, None)
+        if path not in self._open_routes:
+            self._authenticate(scope)
+        if handler is None:
+            raise ApiError(404, f"there is no '{path[:128]}' here; the API is under /v1/", code="not_found")
+        if scope["method"] != method:
+            raise ApiError(
+                405, f"{path} takes {method}, not {scope['method']}", code="method_not_allowed", headers=(("allow", method or ""),)
+            )
+        return handler
+
+    def _authenticate(self, scope: Scope) -> None:
+        if self._key_hash is None:
+            return
+        given = (header(scope, b"authorization") or b"").removeprefix(b"Bearer ")
+        if not hmac.compare_digest(_key_hash(given), self._key_hash):
+            raise ApiError(
+                401,
+                "the API key is missing or wrong; send 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers=(("www-authenticate", "Bearer"),),
+            )
+
+    # Generation --------------------------------------------------------------------------------------------------------------------------
+
+    def _counted(self, handler: Handler) -> Handler:
+        """`handler` with requests and responses counted; an error answer is a response, a client that left gets none."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            self.metrics.requests.add()
+            try:
+                await handler(scope, receive, send)
+            except ClientGone:
+                raise
+            except Exception:
+                self.metrics.responses.add()
+                raise
+            self.metrics.responses.add()
+
+        return counted
+
+    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, prompts = await self._prepared(scope, receive, ChatRequest, self._chat_prompts)
+        generation = self._generation(request, prompts)
+        assert self.model.tokenizer is not None
+        answer = ChatAnswer(generation, secrets.token_hex(16), self.model.name, self.model.tokenizer, with_logprobs=bool(request.logprobs))
+        await self._answer(request, generation, answer, receive, send)
+
+    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request, prompts = await self._prepared(scope, receive, CompletionRequest, self._completion_prompts)
+        generation = self._generation(request, prompts)
+        answer = CompletionAnswer(
+            generation, secrets.token_hex(16), self.model.name, self.model.tokenizer, with_logprobs=request.logprobs is not None
+        )
+        await self._answer(request, generation, answer, receive, send)
+
+    async def _prepared(self, scope: Scope, receive: Receive, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
+        """The checked request and its prompts. Raises ApiError."""
+        if self.is_draining:
+            raise unavailable("the server is shutting down")
+        request = decode_request(await read_json(scope, receive, self.options.limits), kind)
+        self._check_model(request.model)
+        size = header(scope, b"content-length") or b""
+        if size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
+            prompts = make_prompts(request)
+        else:
+            prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request)
+        self.metrics.items.add(sum(prompt.params.n for prompt in prompts))
+        return request, prompts
+
+    def _chat_prompts(self, request: ChatRequest) -> list[Prompt]:
+        params = chat_params(request, self.options.limits)
+        tokenizer, template = self.model.tokenizer, self.model.chat_template
+        if tokenizer is None:
+            raise no_tokenizer("messages")
+        if template is None:
+            raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
+        token_ids = chat_prompt(request, tokenizer, template, self.options.limits)
+        renamed = {"logprobs": "top_logprobs"} | (
+            {"max_tokens": "max_completion_tokens"} if request.max_completion_tokens is not None else {}
+        )
+        return [self._prompt(request, token_ids, params, "messages", renamed)]
+
+    def _completion_prompts(self, request: CompletionRequest) -> list[Prompt]:
+        given, name = completion_prompts(request, self.options.limits)
+        params = completion_params(request, self.model.tokenizer, self.options.limits)
+        renamed = {"min_tokens": "min_total_tokens"} if request.min_total_tokens is not None else {}
+        return [
+            self._prompt(request, token_ids, params, name, renamed)
+            for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
+        ]
+
+    def _prompt(
+        self, request: GenerationRequest, token_ids: list[int], params: SamplingParams, name: str, renamed: dict[str, str]
+    ) -> Prompt:
+        engine = self.bridge.engine
+        check_prompt(token_ids, engine.vocab_size, name)
+        params = params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids)
+        try:
+            params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
+        except InvalidSamplingParams as error:
+            raise as_api_error(error, name, renamed) from None
+        return Prompt(token_ids, with_fixed_seeds(params))
+
+    def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
+        limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]
+        return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, min(limits_s, default=None))
+
+    async def _answer(
+        self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, receive: Receive, send: Send
+    ) -> None:
+        async with self._running(generation, receive):
+            if request.stream:
+                include_usage = bool(request.stream_options and request.stream_options.include_usage)
+                await self._stream(generation, answer, send, include_usage=include_usage)
+            else:
+                async for batch in generation.deltas():
+                    for choice_idx, delta in batch:
+                        answer.add(choice_idx, delta)
+                await send_json(send, answer.whole())
+
+    async def _stream(self, generation: Generation, answer: ChatAnswer | CompletionAnswer, send: Send, *, include_usage: bool) -> None:
+        stream = EventStream(send, self.options.limits)
+        try:
+            async for batch in generation.deltas():
+                frames = [frame for choice_idx, delta in batch for frame in answer.chunks(choice_idx, delta)]
+                if frames:
+                    await stream.send(frames)
+            if include_usage:
+                await stream.send([answer.usage_chunk()])
+            await stream.finish()
+        except ApiError as error:
+            if not stream.is_open:
+                raise
+            await stream.fail(error)
+
+    @asynccontextmanager
+    async def _running(self, generation: Generation, receive: Receive) -> AsyncIterator[None]:
+        """Submits; on leaving, for whatever reason, nothing of the request is left in the engine."""
+        self.active.add(generation)
+        watcher = asyncio.create_task(_abort_when_gone(receive, generation))
+        try:
+            generation.start()
+            yield
+        finally:
+            watcher.cancel()
+            self.active.discard(generation)
+            generation.close()
+
+    def _check_model(self, name: str | None) -> None:
+        if name and name != self.model.name:
+            raise ApiError(
+                404, f"there is no model '{name[:128]}' here; this server has '{self.model.name}'", param="model", code="model_not_found"
+            )
+
+    # Text and information ----------------------------------------------------------------------------------------------------------------
+
+    async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = decode_request(await read_json(scope, receive, self.options.limits), TokenizeRequest)
+        self._check_model(request.model)
+        run = asyncio.get_running_loop().run_in_executor
+        most = self.options.limits.max_body_bytes
+        await send_json(send, {"tokens": await run(self._pool, encode_text, request.prompt, self.model.tokenizer, most, "prompt")})
+
+    async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = decode_request(await read_json(scope, receive, self.options.limits), DetokenizeRequest)
+        self._check_model(request.model)
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            raise no_tokenizer("tokens")
+        check_prompt(request.tokens, self.bridge.engine.vocab_size, "tokens")
+        run = asyncio.get_running_loop().run_in_executor
+        await send_json(send, {"text": await run(self._pool, tokenizer.decode, request.tokens)})
+
+    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, {"object": "list", "data": [self._model_card()]})
+
+    async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, self._model_card())
+
+    def _model_card(self) -> dict[str, Any]:
+        return {
+            "id": self.model.name,
+            "object": "model",
+            "created": self.model.created,
+            "owned_by": "fmo",
+            "max_model_len": self.bridge.engine.max_total_len,
+        }
+
+    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_full = int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len
+        if self.is_draining or is_full:
+            raise unavailable("the server is shutting down" if self.is_draining else "the queue is full")
+        await send_json(send, {"status": "ready"})
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        age_s = float(self.bridge.engine.stats()["heartbeat_age_s"])
+        if age_s > MAX_HEARTBEAT_AGE_S:
+            raise unavailable(f"the engine has not made a step for {age_s:.0f} s")
+        await send_json(send, {"status": "live"})
+
+
+class MetricsApp:
+    """ASGI callable for the metrics port."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        if scope["path"] != "/metrics" or scope["method"] != "GET":
+            await send_error(send, ApiError(404, "this port has only GET /metrics", code="not_found"))
+            return
+        await send_body(send, 200, self._metrics.render().encode(), CONTENT_TYPE.encode())
+
+
+async def _abort_when_gone(receive: Receive, generation: Generation) -> None:
+    """Ends the generation when the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    generation.abort(ClientGone())
+
+
+def _key_hash(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

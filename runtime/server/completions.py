@@ -1,0 +1,146 @@
+"""POST /v1/completions: text or token ids to their continuation, whole or in chunks, with the token ids and the seed that was used.
+
+prompt: "…" | ["…", …] | [1, 2] | [[1, 2], …]   or   tokens: [1, 2] | [[1, 2], …]          one chunk per token: text, token, then the end
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ..tokenizer.sample_text import TextDelta, TokenLogprob
+from ..tokenizer.tokenizer import Tokenizer
+from .chat import finite
+from .errors import ApiError, bad_request, invalid_value
+from .fields import CompletionRequest
+from .generation import Generation
+from .limits import Limits
+
+
+def completion_prompts(request: CompletionRequest, limits: Limits) -> tuple[list[str] | list[list[int]], str]:
+    """The prompts as given, texts or token ids, and the name of their field. Raises ApiError."""
+    if (request.prompt is None) == (request.tokens is None):
+        what = "both 'prompt' and 'tokens' are given" if request.prompt is not None else "field 'prompt' is missing"
+        raise bad_request(f"{what}; give exactly one of 'prompt' and 'tokens'", "prompt", "missing_field")
+    name = "prompt" if request.prompt is not None else "tokens"
+    prompts = _as_list(request.prompt if request.prompt is not None else request.tokens, name)
+    if len(prompts) > limits.max_prompts:
+        raise invalid_value(f"'{name}' has {len(prompts)} prompts, at most {limits.max_prompts} are allowed", name)
+    return prompts, name
+
+
+def _as_list(given: Any, name: str) -> Any:
+    """One prompt or several as a list of prompts."""
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise invalid_value(f"'{name}' is empty, expected at least one token", name)
+    kinds = {type(item) for item in given}
+    if kinds == {int}:
+        return [given]
+    if len(kinds) > 1:
+        raise bad_request(f"'{name}' mixes texts, token ids and lists", name, "wrong_type")
+    return given
+
+
+def encode_prompts(prompts: list[str] | list[list[int]], tokenizer: Tokenizer | None, max_prompt_len: int, name: str) -> list[list[int]]:
+    """Token ids of each prompt. Raises ApiError when text cannot be encoded or is certain to be too long."""
+    return [prompt if isinstance(prompt, list) else encode_text(prompt, tokenizer, max_prompt_len, name) for prompt in prompts]
+
+
+def encode_text(text: str, tokenizer: Tokenizer | None, max_prompt_len: int, name: str) -> list[int]:
+    """Token ids of `text`; a text too long for `max_prompt_len` tokens by its size alone is refused without tokenizing it."""
+    if tokenizer is None:
+        raise no_tokenizer(name)
+    check_text_size(text, tokenizer, max_prompt_len, name)
+    return tokenizer.encode(text)
+
+
+def check_text_size(text: str, tokenizer: Tokenizer, max_prompt_len: int, name: str) -> None:
+    num_bytes = len(text) * 4
+    if num_bytes > 2**16 and len(text) > max_prompt_len * tokenizer.max_token_bytes:
+        raise invalid_value(f"'{name}' has {len(text)} characters, which is more than {max_prompt_len} tokens can hold", name)
+
+
+def no_tokenizer(name: str) -> ApiError:
+    return bad_request("this model has no tokenizer; send token ids in 'tokens' to /v1/completions", name, "tokenizer_missing")
+
+
+class CompletionAnswer:
+    """Deltas to text chunks, or to one text completion."""
+
+    def __init__(self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer | None, *, with_logprobs: bool) -> None:
+        self._generation = generation
+        self._id, self._model, self._tokenizer = f"cmpl-{answer_id}", model, tokenizer
+        self._with_logprobs = with_logprobs
+        self._texts: dict[int, list[str]] = {}
+        self._tokens: dict[int, list[int]] = {}
+        self._logprobs: dict[int, list[TokenLogprob]] = {}
+        self._finish_reasons: dict[int, str] = {}
+
+    def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
+        """One frame per token, the text with the last of them; then the end if the delta is the last."""
+        frames = []
+        listed = self._listed(delta.logprobs) if self._with_logprobs and delta.logprobs else None
+        for token_id in delta.token_ids[:-1]:
+            frames.append(self._chunk({"index": choice_idx, "text": "", "token": token_id, "finish_reason": None, "logprobs": None}))
+        if delta.token_ids or delta.text or listed:
+            last = {"token": delta.token_ids[-1]} if delta.token_ids else {}
+            frames.append(self._chunk({"index": choice_idx, "text": delta.text, **last, "finish_reason": None, "logprobs": listed}))
+        if delta.finish_reason is not None:
+            frames.append(self._chunk({"index": choice_idx, "text": "", "finish_reason": delta.finish_reason, "logprobs": None}))
+        return frames
+
+    def usage_chunk(self) -> dict[str, Any]:
+        return {**self._chunk({}), "choices": [], "usage": self._generation.usage.as_json()}
+
+    def add(self, choice_idx: int, delta: TextDelta) -> None:
+        """Collects a delta for `whole`."""
+        self._texts.setdefault(choice_idx, []).append(delta.text)
+        self._tokens.setdefault(choice_idx, []).extend(delta.token_ids)
+        self._logprobs.setdefault(choice_idx, []).extend(delta.logprobs)
+        if delta.finish_reason is not None:
+            self._finish_reasons[choice_idx] = delta.finish_reason
+
+    def whole(self) -> dict[str, Any]:
+        choices = [
+            {
+                "index": i,
+                "text": "".join(self._texts[i]),
+                "tokens": self._tokens[i],
+                "seed": self._generation.seed(i),
+                "finish_reason": reason,
+                "logprobs": self._listed(self._logprobs[i]) if self._with_logprobs else None,
+            }
+            for i, reason in sorted(self._finish_reasons.items())
+        ]
+        return {
+            "id": self._id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": self._model,
+            "choices": choices,
+            "usage": self._generation.usage.as_json(),
+        }
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        return {"id": self._id, "object": "text_completion", "created": int(time.time()), "model": self._model, "choices": [choice]}
+
+    def _listed(self, entries: list[TokenLogprob]) -> dict[str, Any]:
+        """OpenAI's four parallel lists."""
+        return {
+            "tokens": [self._text(entry.token_id) for entry in entries],
+            "token_logprobs": [finite(entry.logprob) for entry in entries],
+            "top_logprobs": [self._top(entry) for entry in entries],
+            "text_offset": [entry.text_offset for entry in entries],
+        }
+
+    def _top(self, entry: TokenLogprob) -> dict[str, float]:
+        """Best first; of tokens that are written alike (parts of characters) the best one stays."""
+        top: dict[str, float] = {}
+        for token_id, logprob in entry.top:
+            top.setdefault(self._text(token_id), finite(logprob))
+        return top
+
+    def _text(self, token_id: int) -> str:
+        return str(token_id) if self._tokenizer is None else self._tokenizer.token_bytes(token_id).decode("utf-8", "replace")

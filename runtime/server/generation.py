@@ -1,0 +1,177 @@
+"""One HTTP request on the engine: its prompts are submitted, their samples become text, and whatever happens nothing keeps running after
+it.
+
+    prompts × n samples ─▶ engine ─▶ channel ─▶ SampleText per sample ─▶ batches of (choice, TextDelta)
+
+A choice is one sample of one prompt: index = prompt index × n + sample index. The end of a request, by whatever cause (finished, client
+gone, deadline, shutdown, error), cancels what is left of it in the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
+from ..metrics import Metrics
+from ..sampling import SamplingParams
+from ..tokenizer.sample_text import SampleText, TextDelta
+from ..tokenizer.tokenizer import Tokenizer
+from .bridge import Bridge, Channel
+from .errors import ApiError, invalid_value, unavailable
+from .http import ClientGone
+
+
+@dataclass(slots=True)
+class Prompt:
+    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample."""
+
+    token_ids: list[int]
+    params: SamplingParams
+
+
+@dataclass(slots=True)
+class _Choice:
+    text: SampleText
+    prompt_idx: int
+    sample_idx: int
+    num_tokens: int = 0
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of the request so far."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_completion_tokens: int = 0
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "prompt_tokens": self.num_prompt_tokens,
+            "completion_tokens": self.num_completion_tokens,
+            "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+        }
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """A request in flight. Iterate `deltas()`; `close` in a finally."""
+
+    bridge: Bridge
+    metrics: Metrics
+    tokenizer: Tokenizer | None
+    prompts: list[Prompt]
+    deadline_s: float | None = None
+    usage: Usage = field(default_factory=Usage)
+    _channel: Channel = field(default_factory=Channel)
+    _choices: list[_Choice] = field(default_factory=list)
+    _request_ids: list[int] = field(default_factory=list)
+    _start_time: float = field(default_factory=time.monotonic)
+    _timer: asyncio.TimerHandle | None = None
+    _has_first_token: bool = False
+
+    @property
+    def num_samples(self) -> int:
+        """Results of each prompt."""
+        return self.prompts[0].params.n
+
+    @property
+    def num_open_choices(self) -> int:
+        return sum(not choice.text.finished for choice in self._choices)
+
+    def seed(self, choice_idx: int) -> int:
+        """The seed that was used for a choice: with n = 1 it gives that choice again."""
+        prompt_idx, sample_idx = divmod(choice_idx, self.num_samples)
+        return self.prompts[prompt_idx].params.sample_seeds()[sample_idx]
+
+    def start(self) -> None:
+        """Submits all prompts, or none: raises ApiError 422, 429 or 503."""
+        for prompt_idx, prompt in enumerate(self.prompts):
+            for sample_idx in range(prompt.params.n):
+                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids)
+                self._choices.append(_Choice(text, prompt_idx, sample_idx))
+        try:
+            for prompt_idx, prompt in enumerate(self.prompts):
+                self._request_ids.append(self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx))
+                self.usage.num_prompt_tokens += len(prompt.token_ids)
+        except QueueFull as error:
+            self.metrics.failures_by_reject.add()
+            raise ApiError(429, f"the server is busy: {error}", code="queue_full", headers=(("retry-after", "1"),)) from None
+        except RequestTooLarge as error:
+            self.metrics.failures_by_reject.add()
+            raise invalid_value(str(error), None, code="request_too_large") from None
+        except EngineStopped:
+            raise unavailable("the server is shutting down") from None
+        if self.deadline_s is not None:
+            self._timer = asyncio.get_running_loop().call_later(self.deadline_s, self._expire)
+
+    def abort(self, failure: Exception) -> None:
+        """Ends the request: whoever iterates gets `failure`."""
+        self._channel.fail(failure)
+
+    async def deltas(self) -> AsyncIterator[list[tuple[int, TextDelta]]]:
+        """What each engine step added, as (choice index, delta), until every choice is finished.
+
+        Raises ApiError when the engine fails a sample, and what `abort` was given.
+        """
+        while self.num_open_choices:
+            batch = []
+            for prompt_idx, output in await self._channel.take():
+                choice_idx = prompt_idx * self.num_samples + output.sample_idx
+                delta = self._choices[choice_idx].text.push(output)
+                if delta is not None:
+                    self._count(self._choices[choice_idx], delta)
+                    self._raise_if_failed(output)
+                    batch.append((choice_idx, delta))
+            if batch:
+                yield batch
+
+    def close(self) -> None:
+        """Cancels whatever still runs and records the request. Call once."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.num_open_choices or len(self._request_ids) < len(self.prompts):
+            for request_id in self._request_ids:
+                self.bridge.cancel(request_id)
+        self.metrics.latencies.observe((time.monotonic() - self._start_time) * 1e9)
+        for choice in self._choices:
+            self.metrics.output_lengths.observe(choice.num_tokens)
+        for prompt in self.prompts:
+            self.metrics.input_lengths.observe(len(prompt.token_ids))
+
+    def _count(self, choice: _Choice, delta: TextDelta) -> None:
+        choice.num_tokens += delta.num_tokens
+        self.usage.num_completion_tokens += delta.num_tokens
+        if delta.stopped_by_text:
+            self.bridge.engine.cancel_sample(self._request_ids[choice.prompt_idx], choice.sample_idx)
+        if not self._has_first_token and delta.num_tokens:
+            self._has_first_token = True
+            self.metrics.ttft.observe((time.monotonic() - self._start_time) * 1e9)
+        if choice.sample_idx == 0 and delta.num_tokens == choice.num_tokens == 1:
+            self.usage.num_cached_tokens += delta.num_cached_tokens
+            self.metrics.cache_hit_ratio.observe(delta.num_cached_tokens / len(self.prompts[choice.prompt_idx].token_ids))
+
+    def _raise_if_failed(self, output: TokenOutput) -> None:
+        if output.finish_reason == "cancelled":
+            raise unavailable("the server is shutting down")
+        if output.finish_reason == "error":
+            if "NaN" in (output.error or ""):
+                self.metrics.failures_by_nan_error.add()
+                raise ApiError(400, "the model computed a NaN for this request", code="nan_error")
+            raise ApiError(500, "the engine failed on this request", code="engine_error")
+
+    def _expire(self) -> None:
+        self.metrics.failures_by_timeout.add()
+        self.abort(ApiError(504, f"the request took longer than {self.deadline_s:g} s", code="deadline_exceeded"))
+
+
+def with_fixed_seeds(params: SamplingParams) -> SamplingParams:
+    """`params` whose seeds are drawn now, so that the answer can name them."""
+    return replace(params, seed=params.sample_seeds())
+
+
+__all__ = ["ClientGone", "Generation", "Prompt", "Usage", "with_fixed_seeds"]

@@ -1,0 +1,152 @@
+"""Request fields to SamplingParams: the names of the API on one side, those of the engine on the other, the server's limits in between.
+
+Every value out of bounds ends in a 422 that names the field as the client wrote it. What depends on the prompt's length (`max_tokens`
+against the context) is checked per prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ..sampling import InvalidSamplingParams, SamplingParams
+from ..tokenizer.tokenizer import Tokenizer
+from .errors import ApiError, bad_request, invalid_value
+from .fields import ChatRequest, CompletionRequest, GenerationRequest
+from .limits import Limits
+
+_SAME_NAME = (
+    "max_tokens",
+    "min_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "xtc_threshold",
+    "xtc_probability",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "ignore_eos",
+    "n",
+)
+_API_NAMES = {
+    "bad_words_ids": "bad_words",
+    "stop_token_ids": "stop_tokens",
+    "stop_token_sequences": "stop_tokens",
+    "eos_token_ids": "eos_token",
+}
+
+
+def sampling_fields(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
+    """The SamplingParams fields that chat and completions share, without text that needs a tokenizer. Raises ApiError."""
+    values = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
+    _check_range("n", values.get("n", 1), 1, limits.max_n)
+    if request.seed is not None:
+        values["seed"] = tuple(request.seed) if isinstance(request.seed, list) else request.seed
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    _check_count("stop", stops, limits.max_stop)
+    for stop in stops:
+        if not 1 <= len(stop.encode()) <= limits.max_stop_bytes:
+            raise invalid_value(f"a stop string has {len(stop.encode())} bytes, expected 1 to {limits.max_stop_bytes}", "stop")
+    values["stop"] = tuple(stops)
+    _check_count("eos_token", request.eos_token or [], limits.max_stop_tokens)
+    values["eos_token_ids"] = tuple(request.eos_token or ())
+    _check_count("logit_bias", request.logit_bias or {}, limits.max_logit_bias)
+    values["logit_bias"] = {_token_id(key): bias for key, bias in (request.logit_bias or {}).items()}
+    if request.stream_options is not None and not request.stream:
+        raise invalid_value("'stream_options' is only allowed with 'stream': true", "stream_options")
+    return values
+
+
+def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
+    """Raises ApiError."""
+    values = sampling_fields(request, limits)
+    if request.max_completion_tokens is not None:
+        if request.max_tokens not in (None, request.max_completion_tokens):
+            raise invalid_value("give one of 'max_tokens' and 'max_completion_tokens'", "max_completion_tokens")
+        values["max_tokens"] = request.max_completion_tokens
+    if request.top_logprobs is not None and not request.logprobs:
+        raise invalid_value("'top_logprobs' needs 'logprobs': true", "top_logprobs")
+    if request.logprobs:
+        values["logprobs"] = request.top_logprobs or 0
+        _check_range("top_logprobs", values["logprobs"], 0, limits.max_logprobs)
+    return SamplingParams(**values)
+
+
+def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, limits: Limits) -> SamplingParams:
+    """Everything but `max_total_tokens` and `min_total_tokens`, see `params_for_prompt`. Raises ApiError."""
+    values = sampling_fields(request, limits)
+    if request.logprobs is not None:
+        _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
+        values["logprobs"] = request.logprobs
+    for name, other in (("max_total_tokens", "max_tokens"), ("min_total_tokens", "min_tokens")):
+        if getattr(request, name) is not None and getattr(request, other) is not None:
+            raise invalid_value(f"give one of '{name}' and '{other}'", name)
+    if request.no_repeat_ngram is not None:
+        values["no_repeat_ngram"] = request.no_repeat_ngram
+    values["forced_output_tokens"] = tuple(request.forced_output_tokens or ())
+    _check_count("stop_tokens", request.stop_tokens or [], limits.max_stop_tokens)
+    sequences = [tuple(sequence.tokens) for sequence in request.stop_tokens or ()]
+    values["stop_token_ids"] = tuple(sequence[0] for sequence in sequences if len(sequence) == 1)
+    values["stop_token_sequences"] = tuple(sequence for sequence in sequences if len(sequence) != 1)
+    values["bad_words_ids"] = _bad_words(request, tokenizer, limits)
+    return SamplingParams(**values)
+
+
+def params_for_prompt(
+    params: SamplingParams, request: GenerationRequest, prompt_len: int, model_eos_ids: tuple[int, ...]
+) -> SamplingParams:
+    """`params` with the limits that count prompt and answer together, and with the model's own end-of-sequence tokens."""
+    changes: dict[str, Any] = {"eos_token_ids": tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids)))}
+    if isinstance(request, CompletionRequest) and request.max_total_tokens is not None:
+        changes["max_total_tokens"] = request.max_total_tokens
+    if isinstance(request, CompletionRequest) and request.min_total_tokens is not None:
+        changes["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
+    return replace(params, **changes)
+
+
+def check_prompt(prompt_ids: Sequence[int], vocab_size: int, param: str) -> None:
+    """Raises ApiError 422 for token ids that the model does not have."""
+    if prompt_ids and not (min(prompt_ids) >= 0 and max(prompt_ids) < vocab_size):
+        wrong = next(token_id for token_id in prompt_ids if not 0 <= token_id < vocab_size)
+        raise invalid_value(f"token id {wrong} is out of range, expected 0 to {vocab_size - 1}", param)
+
+
+def as_api_error(error: InvalidSamplingParams, prompt_param: str, renamed: dict[str, str]) -> ApiError:
+    """The engine's complaint about a value, with the field named as the client wrote it."""
+    name = {**_API_NAMES, "prompt": prompt_param, **renamed}.get(error.field, error.field)
+    return invalid_value(str(error).replace(f"'{error.field}'", f"'{name}'", 1), name.partition("[")[0])
+
+
+def _bad_words(request: CompletionRequest, tokenizer: Tokenizer | None, limits: Limits) -> tuple[tuple[int, ...], ...]:
+    """Token sequences that may not come out: those given, and each phrase as it is tokenized at the start of a text and after a space."""
+    _check_count("bad_words", request.bad_words or [], limits.max_bad_words)
+    _check_count("bad_word_tokens", request.bad_word_tokens or [], limits.max_bad_words)
+    sequences = [tuple(sequence.tokens) for sequence in request.bad_word_tokens or ()]
+    for phrase in request.bad_words or ():
+        if not phrase:
+            raise invalid_value("a bad word is empty", "bad_words")
+        if tokenizer is None:
+            raise bad_request(
+                "this model has no tokenizer; give 'bad_word_tokens' instead of 'bad_words'", "bad_words", "tokenizer_missing"
+            )
+        sequences += (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (phrase, " " + phrase))
+    return tuple(dict.fromkeys(sequence for sequence in sequences))
+
+
+def _token_id(key: str) -> int:
+    if not (key.isascii() and key.isdecimal()):
+        raise invalid_value(f"'logit_bias' has the key '{key[:40]}', expected a token id", "logit_bias")
+    return int(key[:20])
+
+
+def _check_range(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise invalid_value(f"'{name}' is {value}, expected {low} to {high}", name)
+
+
+def _check_count(name: str, values: Sequence[Any] | dict[Any, Any], most: int) -> None:
+    if len(values) > most:
+        raise invalid_value(f"'{name}' has {len(values)} entries, at most {most} are allowed", name)

@@ -1,0 +1,205 @@
+"""The life of a server: ports first, then the model, then requests; on a signal no new ones, the running ones finish, then the end.
+
+    bind ports ─▶ open model ─▶ serve ─▶ SIGTERM or SIGINT: new requests get 503 ─▶ drain ─▶ left-overs get an error ─▶ exit
+                                          a second signal: exit now
+
+Exit codes: 0 all requests were finished, 4 some were cut off. Ports are bound before the model is opened, so that a port in use is known at
+once, and clients that come early wait instead of being refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import ConfigError
+from ..loaded_model import EngineOptions, LoadedModel, TextOptions, open_model
+from ..metrics import Metrics
+from .app import App, AppOptions, MetricsApp, ServedModel
+from .bridge import Bridge
+from .errors import unavailable
+
+EXIT_OK = 0
+EXIT_CUT_OFF = 4
+_DRAIN_POLL_S = 0.02
+_ANSWER_GRACE_S = 1.0
+"""After the drain timeout: what the last error answers get to leave the process."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """Everything `fmo serve` can be told. Port 0 takes a free one."""
+
+    artifact: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    metrics_port: int = 8281
+    served_model_name: str | None = None
+    drain_timeout_s: float = 30.0
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    text: TextOptions = field(default_factory=TextOptions)
+    app: AppOptions = field(default_factory=AppOptions)
+
+
+def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
+    """Serves until a signal ends it; returns the exit code. `announce` gets lines for the operator, the addresses among them.
+
+    Raises ConfigError for ports and options, ArtifactError and its kinds for the artifact.
+    """
+    web_socket = bind(options.host, options.port, "--web-server-port")
+    metrics_socket = bind(options.host, options.metrics_port, "--metrics-port")
+    metrics: Metrics
+    bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
+    with web_socket, metrics_socket:
+        loaded = open_model(options.artifact, options.engine, options.text, bridge.flush)
+        model = served_model(loaded, options.served_model_name)
+        metrics = Metrics(__version__, lambda: app.gauges())
+        app = App(model, bridge, metrics, options.app)
+        for line in _notes(loaded):
+            announce(line)
+        try:
+            return asyncio.run(_run(app, loaded, web_socket, metrics_socket, options, announce))
+        finally:
+            loaded.close()
+
+
+def served_model(loaded: LoadedModel, name: str | None) -> ServedModel:
+    return ServedModel(name or loaded.artifact.name, loaded.tokenizer, loaded.chat_template, loaded.eos_token_ids)
+
+
+def bind(host: str, port: int, option: str) -> socket.socket:
+    """A listening socket. Raises ConfigError naming the option when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(
+            f"host '{host}' is not an address of this machine: {error.strerror}",
+            where="--host",
+            hint="--host 127.0.0.1 serves this machine, --host 0.0.0.0 everybody who can reach it",
+        ) from None
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(1024)
+    except OSError as error:
+        sock.close()
+        raise _bind_error(error, host, port, option) from None
+    return sock
+
+
+def _bind_error(error: OSError, host: str, port: int, option: str) -> ConfigError:
+    if error.errno == errno.EADDRINUSE:
+        return ConfigError(
+            f"port {port} on {host} is in use by another program",
+            where=option,
+            hint=f"stop that program, or take a free port with {option} 0",
+        )
+    if error.errno == errno.EACCES:
+        return ConfigError(f"port {port} on {host} needs more rights than this process has", where=option, hint="take a port from 1024 up")
+    return ConfigError(f"port {port} on {host} cannot be bound: {error.strerror}", where=f"{option}, --host", hint="check --host")
+
+
+async def _run(
+    app: App,
+    loaded: LoadedModel,
+    web_socket: socket.socket,
+    metrics_socket: socket.socket,
+    options: ServeOptions,
+    announce: Callable[[str], None],
+) -> int:
+    from .protocol import uvicorn_config
+
+    app.bridge.attach(loaded.engine, asyncio.get_running_loop())
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would report every client that stops reading
+    servers = [
+        _QuietServer.of(uvicorn_config(app, options.app.limits), web_socket),
+        _QuietServer.of(uvicorn_config(MetricsApp(app.metrics), options.app.limits), metrics_socket),
+    ]
+    stopping = asyncio.Event()
+    _install_signals(stopping)
+    running = [asyncio.create_task(server.run_on_socket()) for server in servers]
+    announce(f"serving {app.model.name} on http://{_address(web_socket)}/v1")
+    announce(f"metrics on http://{_address(metrics_socket)}/metrics")
+    await asyncio.wait([asyncio.create_task(stopping.wait()), *running], return_when=asyncio.FIRST_COMPLETED)
+    num_cut_off = await _drain(app, options.drain_timeout_s, announce)
+    for server in servers:
+        server.stop()
+    await asyncio.wait(running, timeout=_ANSWER_GRACE_S)
+    announce("stopped" if num_cut_off == 0 else f"stopped; {num_cut_off} requests were cut off")
+    return EXIT_OK if num_cut_off == 0 else EXIT_CUT_OFF
+
+
+async def _drain(app: App, timeout_s: float, announce: Callable[[str], None]) -> int:
+    """Lets the running requests finish; returns how many had to be cut off."""
+    app.is_draining = True
+    if app.active:
+        announce(f"stopping: {len(app.active)} requests have up to {timeout_s:g} s to finish; a second signal stops now")
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    while app.active and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_DRAIN_POLL_S)
+    num_cut_off = len(app.active)
+    app.abort_all(unavailable("the server is shutting down"))
+    deadline = asyncio.get_running_loop().time() + _ANSWER_GRACE_S
+    while app.active and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(_DRAIN_POLL_S)
+    return num_cut_off
+
+
+def _install_signals(stopping: asyncio.Event) -> None:
+    """SIGTERM and SIGINT: once to stop in order, twice to stop at once. Other signals that would end a process are ignored."""
+
+    def on_stop() -> None:
+        if stopping.is_set():
+            os._exit(EXIT_CUT_OFF)
+        stopping.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_stop)
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        loop.add_signal_handler(number, lambda: None)
+
+
+class _QuietServer:
+    """A uvicorn server on a socket that is already listening, without its signal handling."""
+
+    def __init__(self, server: Any, sock: socket.socket) -> None:
+        self._server = server
+        self._socket = sock
+
+    @classmethod
+    def of(cls, config: Any, sock: socket.socket) -> _QuietServer:
+        from uvicorn import Server
+
+        return cls(Server(config), sock)
+
+    async def run_on_socket(self) -> None:
+        await self._server._serve([self._socket])
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._server.force_exit = True
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _notes(loaded: LoadedModel) -> list[str]:
+    """What the operator should know before the first request."""
+    if loaded.tokenizer is None:
+        return ["note: the artifact has no tokenizer: only token ids ('tokens' of /v1/completions) are served"]
+    if loaded.chat_template is None:
+        return ["note: the artifact has no chat template: /v1/chat/completions is refused, /v1/completions works"]
+    return []

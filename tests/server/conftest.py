@@ -1,0 +1,105 @@
+"""A real server in this process: the app on uvicorn and a free port, over a scripted engine and a real byte-level tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import httpx
+import pytest
+from friendli_runtime.metrics import Metrics
+from friendli_runtime.server.app import App, AppOptions, MetricsApp, ServedModel
+from friendli_runtime.server.bridge import Bridge
+from friendli_runtime.server.protocol import uvicorn_config
+from friendli_runtime.server.serve import bind
+from friendli_runtime.tokenizer.chat_template import ChatTemplate
+from friendli_runtime.tokenizer.tokenizer import Tokenizer
+from tokenizer.tokenizers_made_here import backend_json
+from tokenizers import Tokenizer as Backend
+from uvicorn import Server
+
+from .scripted_engine import ScriptedEngine
+
+TEMPLATE = """{% for message in messages %}<|{{ 'user' if message.role == 'user' else 'assistant' }}|>{{ message.content }}<|end|>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}{{ suffix or '' }}"""
+
+
+@dataclass
+class TestServer:
+    """The parts of a running server that tests look at."""
+
+    __test__ = False
+    url: str
+    metrics_url: str
+    app: App
+    engine: ScriptedEngine
+    tokenizer: Tokenizer
+    client: httpx.Client
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self.client.post(path, json=body)
+
+
+def start(
+    options: AppOptions | None = None, *, with_template: bool = True, with_tokenizer: bool = True, **engine_options: Any
+) -> tuple[TestServer, Callable[[], None]]:
+    """A running server and the function that ends it."""
+    tokenizer = Tokenizer(Backend.from_str(backend_json("byte_level")), {})
+    eos_id = tokenizer.backend.token_to_id("<|end|>")
+    bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
+    engine = ScriptedEngine(tokenizer, eos_id, bridge.flush, **engine_options)
+    template = ChatTemplate(TEMPLATE, {}) if with_template else None
+    model = ServedModel("scripted", tokenizer if with_tokenizer else None, template, (eos_id,))
+    metrics = Metrics("1.2.3", lambda: app.gauges())
+    app = App(model, bridge, metrics, options or AppOptions())
+    sockets = [bind("127.0.0.1", 0, "--web-server-port"), bind("127.0.0.1", 0, "--metrics-port")]
+    servers = [Server(uvicorn_config(target, app.options.limits)) for target in (app, MetricsApp(metrics))]
+    is_up = threading.Event()
+
+    async def run() -> None:
+        bridge.attach(engine, asyncio.get_running_loop())
+        is_up.set()
+        await asyncio.gather(*(server._serve([sock]) for server, sock in zip(servers, sockets, strict=True)))
+
+    urls = [f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
+    engine.start()
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    is_up.wait()
+    client = httpx.Client(base_url=urls[0], timeout=30)
+
+    def stop() -> None:
+        client.close()
+        for server in servers:
+            server.should_exit = server.force_exit = True
+        thread.join()
+        engine.shutdown()
+
+    return TestServer(urls[0], urls[1], app, engine, tokenizer, client), stop
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[TestServer]:
+    """One server with default options, for tests that leave nothing behind."""
+    running, stop = start()
+    yield running
+    stop()
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[..., TestServer]]:
+    """Starts servers with other options; they end with the test."""
+    stops: list[Callable[[], None]] = []
+
+    def make(**options: Any) -> TestServer:
+        app_options = replace(AppOptions(), **{name: options.pop(name) for name in list(options) if name in AppOptions.__slots__})
+        running, stop = start(app_options, **options)
+        stops.append(stop)
+        return running
+
+    yield make
+    for stop in stops:
+        stop()

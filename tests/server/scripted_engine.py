@@ -1,0 +1,139 @@
+"""An engine for tests of the server: real threads and real callbacks, with a script in place of a model.
+
+A sample answers with the tokens of the text between `[[` and `]]` in its prompt (again and again if `ignore_eos`), then ends with EOS. Each
+step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
+from friendli_runtime.sampling import SamplingParams
+from friendli_runtime.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass
+class _Sample:
+    request_id: int
+    sample_idx: int
+    tokens: list[int]
+    params: SamplingParams
+    limit: int
+    sink: Sink
+    num_done: int = 0
+    is_cancelled: bool = False
+
+
+class ScriptedEngine:
+    """Implements the server's `TokenEngine`."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos_id: int,
+        on_batch_end: Callable[[], None],
+        *,
+        max_num_seqs: int = 64,
+        max_queue_len: int = 1024,
+        max_context_len: int = 512,
+        step_s: float = 0.0,
+    ) -> None:
+        self.max_context_len = self.max_total_len = max_context_len
+        self.vocab_size = tokenizer.backend.get_vocab_size()
+        self.step_s = step_s
+        self.num_cancelled = 0
+        self._tokenizer, self._eos_id, self._on_batch_end = tokenizer, eos_id, on_batch_end
+        self._max_num_seqs, self._max_queue_len = max_num_seqs, max_queue_len
+        self._samples: list[_Sample] = []
+        self._changed = threading.Condition()
+        self._next_id = 0
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+        params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
+        with self._changed:
+            if self._is_closed:
+                raise EngineStopped("stopped")
+            if self.stats()["num_queued_requests"] >= self._max_queue_len:
+                raise QueueFull(f"{self._max_queue_len} requests wait already")
+            self._next_id += 1
+            limit = params.output_limit(self.max_context_len, len(prompt_ids))
+            for sample_idx in range(params.n):
+                self._samples.append(_Sample(self._next_id, sample_idx, self._script(prompt_ids, params), params, limit, sink))
+            self._changed.notify()
+            return self._next_id
+
+    def cancel(self, request_id: int) -> None:
+        self._cancel(lambda sample: sample.request_id == request_id)
+
+    def cancel_sample(self, request_id: int, sample_idx: int) -> None:
+        self._cancel(lambda sample: (sample.request_id, sample.sample_idx) == (request_id, sample_idx))
+
+    def stats(self) -> dict[str, Any]:
+        started = {sample.request_id for sample in self._samples[: self._max_num_seqs]}
+        waiting = {sample.request_id for sample in self._samples} - started
+        return {"num_queued_requests": len(waiting), "num_running": min(len(self._samples), self._max_num_seqs), "heartbeat_age_s": 0.0}
+
+    def shutdown(self, drain_s: float = 0.0) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _script(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
+        if params.forced_output_tokens:
+            return list(params.forced_output_tokens)
+        text = self._tokenizer.decode(prompt_ids)
+        answer = text.partition("[[")[2].partition("]]")[0]
+        return self._tokenizer.encode(answer, add_special_tokens=False)
+
+    def _cancel(self, matches: Callable[[_Sample], bool]) -> None:
+        with self._changed:
+            for sample in self._samples:
+                if matches(sample) and not sample.is_cancelled:
+                    sample.is_cancelled = True
+                    self.num_cancelled += 1
+            self._changed.notify()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not self._samples and not self._is_closed:
+                    self._changed.wait()
+                if self._is_closed:
+                    return
+                running = self._samples[: self._max_num_seqs]
+                stepping = running + [sample for sample in self._samples[self._max_num_seqs :] if sample.is_cancelled]
+                done = [(sample, self._step(sample)) for sample in stepping]
+                ended = {id(sample) for sample, output in done if output.finish_reason is not None}
+                self._samples = [sample for sample in self._samples if id(sample) not in ended]
+            for sample, output in done:
+                sample.sink([output])
+            self._on_batch_end()
+            time.sleep(self.step_s)
+
+    def _step(self, sample: _Sample) -> TokenOutput:
+        if sample.is_cancelled:
+            return TokenOutput(sample.sample_idx, None, None, None, "cancelled", None, 0)
+        tokens = sample.tokens
+        if sample.params.ignore_eos and tokens:
+            token_id = tokens[sample.num_done % len(tokens)]
+        else:
+            token_id = tokens[sample.num_done] if sample.num_done < len(tokens) else self._eos_id
+        if self._tokenizer.decode([token_id]) == "☢":
+            return TokenOutput(sample.sample_idx, None, None, None, "error", "the model computed a NaN for this token", 0)
+        sample.num_done += 1
+        is_end = token_id in sample.params.stop_token_ids or (token_id in sample.params.eos_token_ids and not sample.params.ignore_eos)
+        reason = "stop" if is_end else "length" if sample.num_done >= sample.limit else None
+        asked = sample.params.logprobs
+        top = None if asked is None else [(token_id, -0.5), ((token_id + 1) % self.vocab_size, -1.5)][:asked]
+        return TokenOutput(sample.sample_idx, token_id, None if asked is None else -0.5, top, reason, None, 0)
