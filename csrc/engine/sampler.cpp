@@ -160,8 +160,7 @@ int32_t Sampler::draw(const SampleInput& input, const float* logits, float max_l
 
   const auto position = static_cast<uint64_t>(num_outputs(input));
   const double uniform = random_uniform(input.seed, position, kDrawToken);
-  const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size_;
-  if (!has_top_k && params.top_p >= 1.0 && params.min_p <= 0.0 && params.xtc_probability <= 0.0) {
+  if (!has_top_k(params) && params.top_p >= 1.0 && params.min_p <= 0.0 && params.xtc_probability <= 0.0) {
     return draw_unfiltered(uniform);
   }
   collect_candidates(params);
@@ -196,68 +195,106 @@ int32_t Sampler::draw_unfiltered(double uniform) const {
   return last_possible;
 }
 
-// All tokens that a filter could keep, sorted; with top_k the k most likely.
+// Every token that the filters could keep, in no order. All filters keep a head of the order of likelihood, so what
+// falls short of one of them may be left out, as long as the total weight that top_p refers to stays right.
 void Sampler::collect_candidates(const SamplingParams& params) {
-  const bool has_top_k = params.top_k > 0 && params.top_k < vocab_size_;
-  // All tokens below this weight together weigh less than half of what top_p may drop, so none of them is in its head.
-  const double negligible =
-      has_top_k ? 0.0 : 0.5 * (1.0 - params.top_p) * total_weight_ / static_cast<double>(vocab_size_);
-  const auto min_weight = static_cast<float>(negligible);
+  float min_scaled = -std::numeric_limits<float>::infinity();
+  double min_weight = 0.0;
+  if (has_top_k(params)) {
+    min_scaled = kth_largest_bound(scaled_, params.top_k, piece_max_);
+  } else {
+    // Tokens below this weight together weigh at most half of what top_p may drop, so none of them is in its head.
+    const double negligible = 0.5 * (1.0 - params.top_p) * total_weight_ / static_cast<double>(vocab_size_);
+    min_weight = std::max(negligible, 0.5 * params.min_p);  // half: safe against rounding
+  }
+  const auto least = static_cast<float>(min_weight);
   candidates_.clear();
-  for (int64_t idx = 0; idx < vocab_size_; ++idx) {
-    const float weight = weights_[static_cast<size_t>(idx)];
-    if (weight > 0.0f && weight >= min_weight) {
-      candidates_.push_back({scaled_[static_cast<size_t>(idx)], weight, static_cast<int32_t>(idx)});
-    }
-  }
-  if (has_top_k && params.top_k < static_cast<int64_t>(candidates_.size())) {
-    const auto kth = candidates_.begin() + params.top_k;
-    std::nth_element(candidates_.begin(), kth, candidates_.end(), MoreLikely{});
-    candidates_.erase(kth, candidates_.end());
-  }
-  std::sort(candidates_.begin(), candidates_.end(), MoreLikely{});
-  if (has_top_k) {
-    total_weight_ = 0.0;
-    for (const Candidate& candidate : candidates_) total_weight_ += static_cast<double>(candidate.weight);
+  num_sorted_ = 0;
+  for (size_t idx = 0; idx < weights_.size(); ++idx) {
+    if (weights_[idx] <= 0.0f || weights_[idx] < least || scaled_[idx] < min_scaled) continue;
+    candidates_.push_back({scaled_[idx], weights_[idx], static_cast<int32_t>(idx)});
   }
 }
 
 void Sampler::filter_candidates(const SamplingParams& params, double xtc_uniform) {
-  if (params.top_p < 1.0) {
-    double cumulative = 0.0;
-    size_t num_kept = 0;
-    while (num_kept < candidates_.size() && (num_kept == 0 || cumulative < params.top_p * total_weight_)) {
-      cumulative += static_cast<double>(candidates_[num_kept++].weight);
-    }
-    candidates_.resize(num_kept);
-  }
-  if (params.min_p > 0.0) {
-    const double least = params.min_p * static_cast<double>(candidates_.front().weight);
-    while (static_cast<double>(candidates_.back().weight) < least) candidates_.pop_back();
-  }
-  if (params.xtc_probability > 0.0 && xtc_uniform < params.xtc_probability) {
-    double total = 0.0;
-    for (const Candidate& candidate : candidates_) total += static_cast<double>(candidate.weight);
-    size_t num_above = 0;
-    while (num_above < candidates_.size() &&
-           static_cast<double>(candidates_[num_above].weight) >= params.xtc_threshold * total) {
-      ++num_above;
-    }
-    if (num_above > 1) {
-      candidates_.erase(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(num_above - 1));
-    }
-  }
+  if (has_top_k(params)) keep_top_k(params.top_k);
+  if (params.top_p < 1.0) keep_top_p(params.top_p);
+  if (params.min_p > 0.0) keep_min_p(params.min_p);
+  if (xtc_uniform < params.xtc_probability) exclude_top_choices(params.xtc_threshold);
 }
 
-int32_t Sampler::draw_candidate(double uniform) const {
-  double total = 0.0;
-  for (const Candidate& candidate : candidates_) total += static_cast<double>(candidate.weight);
-  double target = uniform * total;
-  for (const Candidate& candidate : candidates_) {
-    target -= static_cast<double>(candidate.weight);
-    if (target < 0.0) return candidate.token_id;
+bool Sampler::has_top_k(const SamplingParams& params) const { return params.top_k > 0 && params.top_k < vocab_size_; }
+
+// Sorts as far as it is asked for, in growing pieces: usually a short head decides.
+const Sampler::Candidate& Sampler::sorted_candidate(size_t idx) {
+  while (num_sorted_ <= idx) {
+    const size_t end = std::min(candidates_.size(), std::max<size_t>(64, 4 * num_sorted_));
+    const auto first = candidates_.begin() + static_cast<std::ptrdiff_t>(num_sorted_);
+    const auto last = candidates_.begin() + static_cast<std::ptrdiff_t>(end);
+    if (end < candidates_.size()) std::nth_element(first, last, candidates_.end(), MoreLikely{});
+    std::sort(first, last, MoreLikely{});
+    num_sorted_ = end;
   }
-  return candidates_.back().token_id;
+  return candidates_[idx];
+}
+
+void Sampler::truncate_candidates(size_t num_kept) {
+  candidates_.resize(num_kept);
+  num_sorted_ = std::min(num_sorted_, num_kept);
+}
+
+double Sampler::sum_of_sorted_candidates() {
+  double total = 0.0;
+  for (size_t idx = 0; idx < candidates_.size(); ++idx) total += static_cast<double>(sorted_candidate(idx).weight);
+  return total;
+}
+
+void Sampler::keep_top_k(int64_t top_k) {
+  const size_t num_kept = std::min(static_cast<size_t>(top_k), candidates_.size());
+  sorted_candidate(num_kept - 1);
+  truncate_candidates(num_kept);
+  total_weight_ = sum_of_sorted_candidates();
+}
+
+void Sampler::keep_top_p(double top_p) {
+  double cumulative = 0.0;
+  size_t num_kept = 0;
+  while (num_kept < candidates_.size() && (num_kept == 0 || cumulative < top_p * total_weight_)) {
+    cumulative += static_cast<double>(sorted_candidate(num_kept++).weight);
+  }
+  truncate_candidates(num_kept);
+  total_weight_ = cumulative;
+}
+
+void Sampler::keep_min_p(double min_p) {
+  const double least = min_p * static_cast<double>(sorted_candidate(0).weight);
+  size_t num_kept = 1;
+  while (num_kept < candidates_.size() && static_cast<double>(sorted_candidate(num_kept).weight) >= least) ++num_kept;
+  truncate_candidates(num_kept);
+  total_weight_ = sum_of_sorted_candidates();
+}
+
+void Sampler::exclude_top_choices(double threshold) {
+  const double least = threshold * total_weight_;
+  size_t num_above = 0;
+  double weight_above = 0.0;  // without the last of them, which stays
+  while (num_above < candidates_.size() && static_cast<double>(sorted_candidate(num_above).weight) >= least) {
+    if (num_above > 0) weight_above += static_cast<double>(candidates_[num_above - 1].weight);
+    ++num_above;
+  }
+  if (num_above < 2) return;
+  candidates_.erase(candidates_.begin(), candidates_.begin() + static_cast<std::ptrdiff_t>(num_above - 1));
+  num_sorted_ -= num_above - 1;
+  total_weight_ -= weight_above;
+}
+
+int32_t Sampler::draw_candidate(double uniform) {
+  double target = uniform * total_weight_;
+  for (size_t idx = 0; idx < candidates_.size(); ++idx) {
+    target -= static_cast<double>(sorted_candidate(idx).weight);
+    if (target < 0.0) return candidates_[idx].token_id;
+  }
+  return candidates_.back().token_id;  // rounding left a rest; everything is sorted by now
 }
 
 void Sampler::add_logprobs(const SampleInput& input, float max_logit, SampleResult& result) {
@@ -269,24 +306,18 @@ void Sampler::add_logprobs(const SampleInput& input, float max_logit, SampleResu
   };
   result.logprob = logprob(result.token_id);
 
-  // The N most likely, kept in a heap whose front is the least likely of them.
-  const auto num_wanted = static_cast<size_t>(*input.params->num_logprobs);
+  const int64_t num_wanted = *input.params->num_logprobs;
   if (num_wanted == 0) return;
+  const float least = kth_largest_bound(row, num_wanted, piece_max_);
   candidates_.clear();
-  for (int64_t idx = 0; idx < vocab_size_; ++idx) {
-    const Candidate candidate{row[static_cast<size_t>(idx)], 0.0f, static_cast<int32_t>(idx)};
-    if (candidates_.size() == num_wanted) {
-      if (!MoreLikely{}(candidate, candidates_.front())) continue;
-      std::pop_heap(candidates_.begin(), candidates_.end(), MoreLikely{});
-      candidates_.back() = candidate;
-    } else {
-      candidates_.push_back(candidate);
-    }
-    std::push_heap(candidates_.begin(), candidates_.end(), MoreLikely{});
+  num_sorted_ = 0;
+  for (size_t idx = 0; idx < row.size(); ++idx) {
+    if (row[idx] >= least) candidates_.push_back({row[idx], 0.0f, static_cast<int32_t>(idx)});
   }
-  std::sort(candidates_.begin(), candidates_.end(), MoreLikely{});
-  for (const Candidate& candidate : candidates_)
-    result.top_logprobs.emplace_back(candidate.token_id, logprob(candidate.token_id));
+  for (size_t rank = 0; rank < static_cast<size_t>(num_wanted); ++rank) {
+    const int32_t token_id = sorted_candidate(rank).token_id;
+    result.top_logprobs.emplace_back(token_id, logprob(token_id));
+  }
 }
 
 }  // namespace fmo

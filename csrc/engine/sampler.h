@@ -58,6 +58,7 @@ class Sampler {
     int32_t token_id;
   };
 
+  bool has_top_k(const SamplingParams& params) const;
   bool has_processors(const SampleInput& input) const;
   void copy_and_process(const SampleInput& input);
   void apply_repetition_penalty(const SampleInput& input);
@@ -71,16 +72,25 @@ class Sampler {
   int32_t draw_unfiltered(double uniform) const;
   void collect_candidates(const SamplingParams& params);
   void filter_candidates(const SamplingParams& params, double xtc_uniform);
-  int32_t draw_candidate(double uniform) const;
+  const Candidate& sorted_candidate(size_t idx);
+  void truncate_candidates(size_t num_kept);
+  double sum_of_sorted_candidates();
+  void keep_top_k(int64_t top_k);
+  void keep_top_p(double top_p);
+  void keep_min_p(double min_p);
+  void exclude_top_choices(double threshold);
+  int32_t draw_candidate(double uniform);
   void add_logprobs(const SampleInput& input, float max_logit, SampleResult& result);
 
   int64_t vocab_size_;
   std::vector<float> processed_;  // [vocab_size] logits after penalties and masks
+  std::vector<float> piece_max_;  // scratch of kth_largest_bound
   std::vector<float> scaled_;     // [vocab_size] (logit - max) / temperature
   std::vector<float> weights_;    // [vocab_size] exp(scaled)
-  double total_weight_ = 0.0;
-  std::vector<int32_t> counts_;  // [vocab_size] all zero between calls
+  double total_weight_ = 0.0;     // of the tokens still in the draw
+  std::vector<int32_t> counts_;   // [vocab_size] all zero between calls
   std::vector<Candidate> candidates_;
+  size_t num_sorted_ = 0;  // the head of candidates_ that is in order; all others come after it
 };
 
 }  // namespace fmo

@@ -56,23 +56,25 @@ def test_greedy_after_any_penalties_is_the_reference_argmax(seed):
     assert sample_token(logits, prompt, output, params, 0)[0] == int(np.argmax(processed_logits(logits, prompt, output, params)))
 
 
-@pytest.mark.parametrize("seed", range(150))
+@pytest.mark.parametrize("seed", range(300))
 def test_a_draw_is_the_inverse_of_the_reference_distribution(seed):
     rng = random.Random(seed)
+    vocab_size = rng.choice([VOCAB, 1500])
     fields = random_processors(rng) if rng.random() < 0.5 else {}
-    params = SamplingParams(temperature=rng.choice([0.3, 1.0, 2.5]), top_k=rng.choice([0, 1, 7, VOCAB]),
-                            top_p=rng.choice([1.0, 0.9, 0.3, 0.0]), min_p=rng.choice([0.0, 0.05]), **fields)
+    params = SamplingParams(temperature=rng.choice([0.3, 1.0, 2.5]), top_k=rng.choice([0, 1, 7, 40, vocab_size]),
+                            top_p=rng.choice([1.0, 0.99, 0.9, 0.3, 0.0]), min_p=rng.choice([0.0, 0.05, 1.0]),
+                            xtc_probability=rng.choice([0.0, 0.5]), xtc_threshold=rng.choice([0.0, 0.01, 0.1]), **fields)
     prompt, output = rng.choices(range(5), k=4), rng.choices(range(5), k=rng.randint(0, 9))
-    logits = make_logits(seed)
+    logits = make_logits(seed, vocab_size)
     x = processed_logits(logits, prompt, output, params)
-    expected = distribution(x, params)
-    is_filtered = 0 < params.top_k < VOCAB or params.top_p < 1 or params.min_p > 0
-    order = np.lexsort((np.arange(VOCAB), -x)) if is_filtered else np.arange(VOCAB)
-    uniform = random_uniform(seed, len(output), 0)
+    expected = distribution(x, params, has_xtc_fired=random_uniform(seed, len(output), 1) < params.xtc_probability)
+    is_filtered = 0 < params.top_k < vocab_size or params.top_p < 1 or params.min_p > 0 or params.xtc_probability > 0
+    order = np.lexsort((np.arange(vocab_size), -x)) if is_filtered else np.arange(vocab_size)
     bounds = np.concatenate([[0], np.cumsum(expected[order])])
-    position = int(np.flatnonzero(order == sample_token(logits, prompt, output, params, seed)[0])[0])
-    assert bounds[position] - 1e-6 <= uniform <= bounds[position + 1] + 1e-6
-    assert expected[order[position]] > 0
+    token_id = sample_token(logits, prompt, output, params, seed)[0]
+    position = int(np.flatnonzero(order == token_id)[0])
+    assert expected[token_id] > 0
+    assert bounds[position] - 1e-6 <= random_uniform(seed, len(output), 0) <= bounds[position + 1] + 1e-6
 
 
 @pytest.mark.parametrize("fields", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1},
