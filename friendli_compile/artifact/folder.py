@@ -33,7 +33,7 @@ class OutputFolder:
         self._is_committed = False
 
     def __enter__(self) -> OutputFolder:
-        self._require_free_target()
+        require_free_target(self.target, replace=self._replace)
         try:
             self.target.parent.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
@@ -63,18 +63,6 @@ class OutputFolder:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _require_free_target(self) -> None:
-        target = self.target
-        if target.is_file():
-            raise OutputError(f"'{target}' is a file", hint="give a folder: --output-dir DIR")
-        if not target.is_dir() or not any(target.iterdir()):
-            return
-        if not self._replace:
-            raise OutputError(f"'{target}' is not empty", hint="choose another --output-dir, or add --force to replace the artifact in it")
-        if not (target / MANIFEST).is_file():
-            what = f"'{target}' holds other files than an artifact; --force replaces only artifacts"
-            raise OutputError(what, hint="choose another --output-dir, or empty the folder yourself")
-
     def _remove_leftovers(self) -> None:
         for path in self.target.parent.glob(f".{self.target.name}.partial-*"):
             pid = path.name.rpartition("-")[2]
@@ -83,6 +71,19 @@ class OutputFolder:
 
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def require_free_target(target: Path, *, replace: bool) -> None:
+    """Raises OutputError unless `target` is new, empty, or (with `replace`) an artifact."""
+    if target.is_file():
+        raise OutputError(f"'{target}' is a file", hint="give a folder: --output-dir DIR")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not replace:
+        raise OutputError(f"'{target}' is not empty", hint="choose another --output-dir, or add --force to replace the artifact in it")
+    if not (target / MANIFEST).is_file():
+        what = f"'{target}' holds other files than an artifact; --force replaces only artifacts"
+        raise OutputError(what, hint="choose another --output-dir, or empty the folder yourself")
 
 
 def write_error(error: OSError, target: Path) -> OutputError:

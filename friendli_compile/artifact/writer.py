@@ -6,7 +6,7 @@
     write_report(folder, report)
     write_manifest(folder, head)            last: it holds the size and hash of every other file
 
-JSON is written with sorted keys and without times or paths: the same inputs give the same bytes.
+JSON is written in a fixed order, without times or paths: the same inputs give the same bytes.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def write_manifest(folder: Path, head: Mapping[str, Any], hashed: FileEntries | 
 
 def _write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     separators = (",", ":") if indent is None else None
-    path.write_text(json.dumps(value, indent=indent, separators=separators, sort_keys=indent is not None) + "\n")
+    path.write_text(json.dumps(value, indent=indent, separators=separators, ensure_ascii=False) + "\n")
 
 
 def _sha256(path: Path) -> str:

@@ -45,6 +45,9 @@ def compile_(
     The artifact is compared with transformers before it appears: wrong numbers are never emitted.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was written is removed
+    from ..artifact.folder import require_free_target
+
+    require_free_target(output_dir, replace=force)  # before seconds of imports
     from ..compile import CompileOptions, compile_model
 
     options = CompileOptions(

@@ -50,9 +50,10 @@ _PAIRINGS = {"half": "halves", "interleaved": "pairs"}
 
 def run(graph: Graph) -> Graph:
     halves: dict[tuple[Value, str], Value | None] = {}  # cos and sin are shared by all layers
+    reshapes: dict[tuple[Value, Dims], Value] = {}
 
     def rule(rw: Rewriter, node: Node, inputs: Inputs) -> Replacement:
-        matcher = _Matcher(rw, halves)
+        matcher = _Matcher(rw, halves, reshapes)
         if node.op == "ew.add":
             return matcher.rotation_by_sum(inputs)
         if node.op == "tensor.concat" and node.attrs["dim"] == len(node.output.dims) - 1:
@@ -76,10 +77,11 @@ class _Span:
 
 @dataclass
 class _Matcher:
-    """The questions about one place of the graph; `halves` remembers what `half_of` found."""
+    """The questions about one place of the graph; `halves` and `reshapes` remember what `half_of` found and `reshaped` made."""
 
     rw: Rewriter
     halves: dict[tuple[Value, str], Value | None]
+    reshapes: dict[tuple[Value, Dims], Value]
 
     # --- the three roots
 
@@ -105,11 +107,11 @@ class _Matcher:
         if concat is None or len(concat.inputs) != 2 or concat.attrs["dim"] != len(concat.output.dims) - 1:
             return None
         dims = concat.output.dims
-        if dims[-1] != 2 or node.output.dims != (*dims[:-2], _times(dims[-2], 2)):
+        if len(dims) < 3 or dims[-1] != 2 or node.output.dims[-1] != _times(dims[-2], 2):
             return None
         parts = [self.without_last_one(value) for value in concat.inputs]
         rope = self.from_parts(parts[0], parts[1], out_pairing="pairs")
-        return rope if rope is not None and rope.dims == node.output.dims else None
+        return None if rope is None else self.reshaped(rope, node.output.dims)
 
     def partial(self, inputs: Inputs) -> Replacement:
         """concat of one rope and of neighbouring slices of the value that was rotated: a rope of a part of it."""
@@ -255,11 +257,13 @@ class _Matcher:
         split = self.rw.producer(pick.inputs[0], "tensor.reshape") if pick else None
         if pick is None or split is None or split.inputs[0] is None:
             return None
-        source, parts, start = split.inputs[0], split.output.dims, pick.attrs["start"]
-        size, rank = value.dims[-1], len(parts)
+        parts, start, size = split.output.dims, pick.attrs["start"], value.dims[-1]
         assert isinstance(start, int) and isinstance(size, int)
-        if source.dims != (*value.dims[:-1], 2 * size) or pick.output.dims[pick.attrs["dim"]] != 1:  # type: ignore[index]
+        if parts[:-2] != value.dims[:-1] or pick.output.dims[pick.attrs["dim"]] != 1:  # type: ignore[index]
             return None
+        if parts[-2:] not in ((size, 2), (2, size)):
+            return None
+        source, rank = self.reshaped(split.inputs[0], (*value.dims[:-1], 2 * size)), len(parts)
         whole = self.span(source)
         if parts[-2:] == (size, 2) and pick.attrs["dim"] == rank - 1:
             return _Span(whole.base, whole.start + start * whole.step, size, 2 * whole.step)
@@ -278,9 +282,11 @@ class _Matcher:
         """A reshape that sees through the reshapes above."""
         source = self.rw.through(value, "tensor.reshape")
         assert source is not None
-        if source.dims == dims:
-            return source
-        return value if value.dims == dims else self.rw.add("tensor.reshape", [source], {"dims": dims})
+        if value.dims == dims or source.dims == dims:
+            return value if value.dims == dims else source
+        if (source, dims) not in self.reshapes:
+            self.reshapes[source, dims] = self.rw.add("tensor.reshape", [source], {"dims": dims})
+        return self.reshapes[source, dims]
 
     def negated(self, value: Value | None) -> Value | None:
         node = self.rw.producer(value, "ew.neg")

@@ -191,6 +191,22 @@ def _along_axis(rw: Rewriter, node: Node, inputs: Inputs) -> Replacement:
     return rw.add(node.op, operands, {**node.attrs, "dim": kept.index(axis) + 1})
 
 
+def _gather(rw: Rewriter, node: Node, inputs: Inputs) -> Replacement:
+    """Along another dim; or rows of a table by one index per token, which the model repeated over the row."""
+    (old_table, table), (old_index, index) = _pairs(node, inputs)
+    axis = node.attrs["dim"]
+    assert isinstance(axis, int)
+    if _has_tokens(old_table) or old_index.dims[axis] != TOKENS:
+        return _along_axis(rw, node, inputs)
+    expand = rw.producer(index, "tensor.expand")
+    row_dims = (*old_table.dims[:axis], *old_table.dims[axis + 1 :])
+    is_one_per_token = num_elements(row_dims)[0] == 1 or (expand is not None and num_elements(expand.inputs[0].dims)[0] == 1)  # type: ignore[union-attr]
+    if any(dim != 1 for dim in old_table.dims[:axis]) or not is_one_per_token or index.dims[1:] != tuple(d for d in row_dims if d != 1):
+        raise GraphError("each token reads other rows of the table for each element")
+    rows = reshaped(rw, expand.inputs[0] if expand is not None else index, (TOKENS,))  # type: ignore[arg-type]
+    return rw.add("tensor.gather_rows", [reshaped(rw, table, (old_table.dims[axis], *row_dims[axis:])), rows])
+
+
 def _same_rank(rw: Rewriter, old: Value, new: Value, token_axis: int, kept: Sequence[int]) -> Value:
     if old.dims[token_axis] != TOKENS:
         raise GraphError(f"{old} does not line up with the token dim of the other operands")
@@ -309,11 +325,12 @@ _HANDLERS: dict[str, Callable[[Rewriter, Node, Inputs], Replacement]] = {
     "tensor.permute": _permute,
     "tensor.reshape": _reshape,
     "tensor.expand": _expand,
-    **dict.fromkeys(("tensor.slice", "tensor.concat", "tensor.gather", "tensor.scatter", "tensor.topk"), _along_axis),
+    **dict.fromkeys(("tensor.slice", "tensor.concat", "tensor.scatter", "tensor.topk"), _along_axis),
     **dict.fromkeys(("tensor.cumsum", "nn.softmax"), _along_axis),
     **dict.fromkeys(("reduce.sum", "reduce.mean", "reduce.max", "reduce.min", "reduce.argmax"), _reduce),
     **dict.fromkeys(("nn.linear", "nn.rms_norm", "nn.layer_norm"), _last_dim),
     **dict.fromkeys(("nn.embedding", "tensor.gather_rows"), _lookup),
+    "tensor.gather": _gather,
     "tensor.matmul": _matmul,
     "tensor.full": _full,
     "tensor.iota": _iota,

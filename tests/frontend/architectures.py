@@ -89,6 +89,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = DENSE | MOE
 VARIANTS: dict[str, dict[str, Any]] = {
     "llama_linear_rope": {"model_type": "llama", "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
     "llama_yarn": {"model_type": "llama", "rope_parameters": YARN_ROPE},
+    "llama_dynamic_rope": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     "llama_biased": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
     "mistral_full": {"model_type": "mistral", "sliding_window": None},
     "qwen2_sliding": {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1, "layer_types": None},
@@ -136,7 +137,6 @@ REFUSED: dict[str, dict[str, Any]] = {
     "llama4_temperature": {"model_type": "llama4_text", "intermediate_size_mlp": 96, "moe_layers": [1], "no_rope_layers": [1, 0],
                            "attention_chunk_size": 8, "layer_types": ["chunked_attention", "full_attention"],
                            "num_experts_per_tok": 1, "floor_scale": 4, "attn_scale": 0.5, "attn_temperature_tuning": True},
-    "llama_dynamic_rope": {"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
     "mamba": {"state_size": 8},
 }  # fmt: skip
 
@@ -154,12 +154,17 @@ def tiny_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def tiny_model(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
-    """A float32 eval-mode model of `tiny_config(name)` with seeded random weights, eager attention."""
+    """A float32 eval-mode model of `tiny_config(name)` with seeded random weights, and attention as the reference computes it."""
     torch.manual_seed(seed)
     config = tiny_config(name, **overrides)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=reference_attention(config)).eval()
     randomise(model, seed + 1)
     return model
+
+
+def reference_attention(config: PreTrainedConfig) -> str:
+    """Eager, except where transformers' eager code adds ALiBi twice (falcon); its sdpa code adds it once."""
+    return "sdpa" if config.model_type == "falcon" and config.alibi else "eager"
 
 
 def randomise(model: torch.nn.Module, seed: int) -> None:
