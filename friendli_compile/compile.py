@@ -95,13 +95,11 @@ def compile_model(options: CompileOptions, progress: Progress | None = None) -> 
             writer.copy_tokenizer(folder.path, source.tokenizer_files)
         head = _manifest_head(options, source, traced, dtype)
         report = make_report(plan, notes)
-        writer.write_report(folder.path, report)
-        hashed = writer.write_manifest(folder.path, head)
         head["self_check"] = _self_check(options, folder.path, source, traced, checkpoint, dtype, progress)
         report["self_check"] = head["self_check"]
         with progress.phase("write"):
             writer.write_report(folder.path, report)
-            writer.write_manifest(folder.path, head, hashed)
+            writer.write_manifest(folder.path, head)
             folder.commit()
     return CompileReport(folder.target, head, report, dict(progress.seconds), notes)
 
@@ -210,7 +208,6 @@ def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedM
             "torch": versions["torch"],
             "transformers": versions["transformers"],
         },
-        "self_check": {"status": "pending"},
     }
 
 

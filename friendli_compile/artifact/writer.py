@@ -27,7 +27,6 @@ from .shards import plan_shards, write_shard
 _HASH_CHUNK_BYTES = 1 << 22
 
 ReadParam = Callable[[str], np.ndarray]  # parameter name → its data, float32
-FileEntries = dict[str, dict[str, Any]]  # file name → its sha256 and bytes
 OnBytes = Callable[[int], None]  # called after each tensor with the bytes packed so far
 
 
@@ -71,17 +70,11 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     _write_json(folder / "report.json", report)
 
 
-def write_manifest(folder: Path, head: Mapping[str, Any], hashed: FileEntries | None = None) -> FileEntries:
-    """`head` (model, target, provenance, self_check) plus schema version and the hashes of all other files.
-
-    May be called again when `head` or the report has changed: entries of weight files are then taken from `hashed`, the earlier result."""
-    files: FileEntries = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST):
-        name = path.relative_to(folder).as_posix()
-        is_known = hashed is not None and name in hashed and path.suffix == ".safetensors"
-        files[name] = hashed[name] if hashed is not None and is_known else {"sha256": _sha256(path), "bytes": path.stat().st_size}
+def write_manifest(folder: Path, head: Mapping[str, Any]) -> None:
+    """`head` (model, target, provenance, self_check) plus schema version and the hashes of all other files."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    files = {path.relative_to(folder).as_posix(): {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in paths}
     _write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **head, "files": files})
-    return files
 
 
 def _write_json(path: Path, value: Any, indent: int | None = 1) -> None:

@@ -16,9 +16,11 @@ import torch
 from ..errors import UnsupportedModel
 from ..ir.builder import GraphBuilder
 from ..ir.graph import Dim, Dims, GraphError, Source, Value
+from ..ir.reference import NUMPY_DTYPES
 
 IR_DTYPES = {
-    torch.float32: "f32", torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i32", torch.uint8: "i32", torch.bool: "bool",
+    torch.float32: "f32", torch.bool: "bool",
+    torch.int64: "i32", torch.int32: "i32", torch.int16: "i32", torch.int8: "i32", torch.uint8: "i32",
 }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ class Call:
         if size.node.expr == self.num_tokens.node.expr:
             return "num_tokens"
         raise self.unsupported(
-            f"a result has dims {[str(s) for s in fake.shape]} ({self.num_tokens} is the number of tokens): tokens are merged with another dim"
+            f"a result has dims [{', '.join(map(str, fake.shape))}] with {self.num_tokens} tokens: they are merged with another dim"
         )
 
     def dtype_of(self, fake: torch.Tensor) -> str:
@@ -136,6 +138,12 @@ class Call:
         if (start, stop, step) == (0, size, 1):
             return x
         return self.add("tensor.slice", x, dim=dim, start=start, stop=stop, step=step)
+
+    def filled(self, dims: Dims, value: float, dtype: str) -> Value:
+        """A tensor of one number; without dims a constant."""
+        if not dims:
+            return self.builder.constant(np.asarray(value).astype(NUMPY_DTYPES[dtype]))
+        return self.add("tensor.full", dims=dims, value=float(value), dtype=dtype)
 
     def static(self, x: Value, dim: int) -> int:
         """The size of a dim that must not be num_tokens."""

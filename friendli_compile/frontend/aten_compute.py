@@ -64,7 +64,8 @@ def _experts(call: Call) -> Value:
     flat = call.reshape(x, x.dims[-2:]) if len(x.dims) == 3 and x.dims[0] == 1 else x
     result = call.add(
         "moe.experts", flat, call.value("expert_ids"), call.value("expert_weights"), gate_up, down, gate_up_bias, down_bias,
-        act=call.args["act"], has_gate=call.args["has_gate"], has_bias=gate_up_bias is not None, alpha=call.args["alpha"], limit=call.args["limit"],
+        act=call.args["act"], has_gate=call.args["has_gate"], has_bias=gate_up_bias is not None,
+        alpha=call.args["alpha"], limit=call.args["limit"],
     )  # fmt: skip
     return call.reshape(result, x.dims)
 

@@ -57,8 +57,16 @@ def check_model(model: str, *, revision: str | None = None, max_context_len: int
     try:
         traced = trace_model(source, max_context_len=max_context_len)
     except UnsupportedModel as refusal:
-        place = {"module": refusal.module, "op": refusal.op, "source_line": refusal.source_line, "hint": refusal.hint}
-        return CheckReport(model, False, architecture=str(names[0]), why=refusal.what, **place)
+        return CheckReport(
+            model,
+            False,
+            str(names[0]),
+            why=refusal.what,
+            module=refusal.module,
+            op=refusal.op,
+            source_line=refusal.source_line,
+            hint=refusal.hint,
+        )
     return report_of(model, traced)
 
 

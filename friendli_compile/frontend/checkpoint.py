@@ -137,7 +137,7 @@ class Checkpoint:
         converter = copy.deepcopy(recipe.converter)
         assert converter is not None
         for pattern, entry in recipe.sources:
-            converter.add_tensor(recipe.first_target, entry.name, pattern, lambda entry=entry: load(entry))  # type: ignore[misc]
+            converter.add_tensor(recipe.first_target, entry.name, pattern, lambda entry=entry: load(entry))  # type: ignore[misc,arg-type]
         try:
             made = converter.convert(recipe.first_target, model=self._traced.skeleton, config=self._traced.config)
         except CheckpointError:

@@ -21,11 +21,11 @@ from torch.fx import Node as FxNode
 from ..errors import InternalError, UnsupportedModel
 from ..ir.builder import GraphBuilder
 from ..ir.graph import Graph, Source, Value
-from . import aten_compute, aten_pointwise, aten_shape
+from . import aten_compute, aten_make, aten_pointwise, aten_shape
 from .aten_call import Call, ComplexValue, EmptyValue
 from .blame import shorten_path
 
-TRANSLATIONS = {**aten_pointwise.TRANSLATIONS, **aten_shape.TRANSLATIONS, **aten_compute.TRANSLATIONS}
+TRANSLATIONS = {**aten_pointwise.TRANSLATIONS, **aten_shape.TRANSLATIONS, **aten_make.TRANSLATIONS, **aten_compute.TRANSLATIONS}
 CHECKS_ONLY = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range_for_size", "sym_constrain_range", "_assert_async")
 WRAPPER_PREFIX = "model."  # the traced function holds the model under this name
 STACK_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -229,11 +229,8 @@ class _Importer:
         """Other names of target's memory that something live after `node` reads."""
         now = self.aliases.position[node]
         members = self.aliases.members[self.aliases.group[target]]
-        return [
-            member for member in members
-            if member is not target and member is not node and any(self.aliases.position[user] > now for user in member.users if user in self.live)
-            and self.aliases.position[member] < now
-        ]  # fmt: skip
+        others = [member for member in members if member not in (target, node) and self.aliases.position[member] < now]
+        return [m for m in others if any(self.aliases.position[user] > now for user in m.users if user in self.live)]
 
     def _only_overwritten(self, member: FxNode, node: FxNode) -> bool:
         """Whether everything after `node` that reads `member` overwrites all of it."""

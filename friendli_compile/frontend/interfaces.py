@@ -74,7 +74,9 @@ def capture(model: PreTrainedModel) -> None:
 def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *, scale: float, window: int = 0, slopes: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Causal attention of code that bypasses the interface: q, k, v `[1, heads, num_tokens, head_dim]` → `[1, num_tokens, heads, head_dim]`."""
+    """Causal attention of code that bypasses the interface.
+
+    q, k, v `[1, heads, num_tokens, head_dim]` → `[1, num_tokens, heads, head_dim]`."""
     return torch.ops.fmo.attention(q, k, v, None, slopes, float(scale), int(window), 0, 0.0)
 
 

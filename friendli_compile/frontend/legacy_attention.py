@@ -58,7 +58,7 @@ def _prepare_bloom(path: str, module: Any) -> None:
     _keep_slopes(module, bias[:, 0, 1] - bias[:, 0, 0])
 
 
-def _bloom_forward(self: Any, hidden_states: torch.Tensor, residual: torch.Tensor, alibi: Any, attention_mask: Any, **kwargs: Any) -> Any:
+def _bloom_forward(self: Any, hidden_states: torch.Tensor, residual: torch.Tensor, *, attention_mask: Any, **rest: Any) -> Any:
     _require_causal(attention_mask)
     q, k, v = self._reshape(self.query_key_value(hidden_states))
     context = attend(q, k, v, scale=self.inv_norm_factor, slopes=self.fmo_slopes)
@@ -70,8 +70,7 @@ def _prepare_mpt(path: str, module: Any) -> None:
     _keep_slopes(module, bias[:, 0, 1] - bias[:, 0, 0])
 
 
-def _mpt_forward(self: Any, hidden_states: torch.Tensor, position_bias: Any, past_key_values: Any = None, attention_mask: Any = None,
-                 **kwargs: Any) -> Any:  # fmt: skip
+def _mpt_forward(self: Any, hidden_states: torch.Tensor, *, attention_mask: Any, **rest: Any) -> Any:
     _require_causal(attention_mask)
     qkv = self.Wqkv(hidden_states)
     if self.clip_qkv:
@@ -88,8 +87,7 @@ def _prepare_falcon(path: str, module: Any) -> None:
         _keep_slopes(module, (bias[:, 0, 1] - bias[:, 0, 0]) * module.inv_norm_factor)
 
 
-def _falcon_forward(self: Any, hidden_states: torch.Tensor, alibi: Any, attention_mask: Any, position_ids: Any = None, layer_past: Any = None,
-                    use_cache: bool = False, output_attentions: bool = False, position_embeddings: Any = None, **kwargs: Any) -> Any:  # fmt: skip
+def _falcon_forward(self: Any, hidden_states: torch.Tensor, *, attention_mask: Any, position_embeddings: Any = None, **rest: Any) -> Any:
     _require_causal(attention_mask)
     q, k, v = (heads.transpose(1, 2) for heads in self._split_heads(self.query_key_value(hidden_states)))
     slopes = None

@@ -112,8 +112,8 @@ def _leading(value: Value) -> int | None:
 
 
 RULES: dict[str, Callable[[Node], str]] = {
-    **dict.fromkeys(("reduce.sum", "reduce.mean", "reduce.max", "reduce.min", "reduce.argmax", "tensor.cumsum", "tensor.topk", "tensor.slice",
-                     "tensor.concat", "tensor.gather", "tensor.scatter", "nn.softmax"), _along_attr),
+    **dict.fromkeys(("reduce.sum", "reduce.mean", "reduce.max", "reduce.min", "reduce.argmax", "tensor.cumsum", "nn.softmax"), _along_attr),
+    **dict.fromkeys(("tensor.topk", "tensor.slice", "tensor.concat", "tensor.gather", "tensor.scatter"), _along_attr),
     **dict.fromkeys(("nn.rms_norm", "nn.layer_norm", "nn.add_rms_norm", "nn.add_layer_norm", "nn.linear"), _contracted_is_last),
     "tensor.iota": _iota, "tensor.matmul": _matmul, "nn.conv1d": _conv, "nn.embedding": _embedding, "tensor.reshape": _reshape,
 }  # fmt: skip

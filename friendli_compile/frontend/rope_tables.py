@@ -64,11 +64,11 @@ def _freeze_longrope(path: str, module: Any, layer_type: str | None, max_context
     if wants_long:
         return (
             long_len,
-            f"longrope: the long table is used for every sequence; those up to {short_len} tokens differ from transformers, which has a short table",
+            f"longrope: the long table is used for every sequence; transformers has a short one for those up to {short_len} tokens",
         )
     return (
         short_len,
-        f"longrope: the short table is used and the context is at most {short_len} tokens; ask for more to get the long table (up to {long_len})",
+        f"longrope: the short table is used, for at most {short_len} tokens; a longer context (up to {long_len}) gets the long table",
     )
 
 

@@ -46,7 +46,7 @@ class TensorEntry:
     def read(self) -> np.ndarray:
         """The tensor as float32, which holds every stored value exactly. Raises CheckpointError for NaN."""
         storage = self.storage_dtype
-        raw = np.fromfile(self.file, dtype=_RAW_DTYPES[storage], count=math.prod(self.shape), offset=self.offset)
+        raw: np.ndarray = np.fromfile(self.file, dtype=_RAW_DTYPES[storage], count=math.prod(self.shape), offset=self.offset)
         if raw.size != math.prod(self.shape):
             raise CheckpointError(
                 f"'{self.name}' ends after {raw.size} of {math.prod(self.shape)} numbers", where=str(self.file), hint=DOWNLOAD_AGAIN
@@ -58,7 +58,7 @@ class TensorEntry:
         return values.reshape(self.shape)
 
 
-_RAW_DTYPES = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+_RAW_DTYPES: dict[str, np.dtype[Any]] = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

@@ -1,6 +1,6 @@
 """Traces transformers' own model code into a graph, with no weight in memory.
 
-    config ─▶ skeleton (fake parameters, real buffers) ─▶ registries and rotary tables fixed ─▶ torch.export ─▶ importer ─▶ lint ─▶ TracedModel
+    config ─▶ skeleton (fake parameters, real buffers) ─▶ captured ─▶ torch.export ─▶ importer ─▶ lint ─▶ TracedModel
 
 The traced function takes one packed batch: `input_ids [1, num_tokens]`, `position_ids [1, num_tokens]`, num_tokens dynamic, float32 on
 the CPU device (ADR 1), no cache: the keys and values that reach attention are what a server has to keep. Whatever fails is an
@@ -123,7 +123,7 @@ def _register_parameters_on_meta() -> Iterator[None]:
             param = torch.nn.Parameter(param.data.to("meta"), requires_grad=False)
         original(module, name, param)
 
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -157,7 +157,6 @@ def _make_fake(model: PreTrainedModel) -> None:
                 module._buffers[name] = fake(buffer).data
             elif buffer.device.type == "meta":
                 raise UnsupportedModel("a buffer has no value and is not in the checkpoint", module=full_name, op="buffer")
-    model.fmo_fake_mode = mode
 
 
 def _canonical_names(model: PreTrainedModel) -> dict[str, str]:
@@ -186,7 +185,7 @@ class _PackedForward(torch.nn.Module):
 
 def _export(model: PreTrainedModel) -> torch.export.ExportedProgram:
     """The exported program of a skeleton; parameters appear in it as `model.<name>`."""
-    with model.fmo_fake_mode:  # type: ignore[attr-defined]
+    with next(model.parameters()).fake_mode:  # type: ignore[attr-defined]
         ids = torch.zeros(1, EXAMPLE_NUM_TOKENS, dtype=torch.int64)
         positions = torch.zeros(1, EXAMPLE_NUM_TOKENS, dtype=torch.int64)
     num_tokens = torch.export.Dim("num_tokens", min=2, max=MAX_NUM_TOKENS)

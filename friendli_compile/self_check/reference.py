@@ -137,7 +137,8 @@ def decoder_layers(model: PreTrainedModel) -> list[str]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == num_layers:
             return [f"{path}.{index}" for index in range(num_layers)]
     what = f"{type(model).__name__} has no list of {num_layers} layers, so its layers cannot be checked one at a time"
-    raise SelfCheckFailed(what, where=type(model).__name__, hint=f"compile on a machine whose memory holds the model in float32; {NO_CHECK_HINT}")
+    hint = f"compile on a machine whose memory holds the model in float32; {NO_CHECK_HINT}"
+    raise SelfCheckFailed(what, where=type(model).__name__, hint=hint)
 
 
 def _prepare(model: PreTrainedModel, traced: TracedModel) -> None:

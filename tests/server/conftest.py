@@ -50,7 +50,8 @@ def start(
     tokenizer = Tokenizer(Backend.from_str(backend_json("byte_level")), {})
     eos_id = tokenizer.backend.token_to_id("<|end|>")
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
-    engine = ScriptedEngine(tokenizer, eos_id, bridge.flush, **engine_options)
+    max_queue_len = options.max_queue_len if options is not None else 1024
+    engine = ScriptedEngine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
     template = ChatTemplate(TEMPLATE, {}) if with_template else None
     model = ServedModel("scripted", tokenizer if with_tokenizer else None, template, (eos_id,))
     metrics = Metrics("1.2.3", lambda: app.gauges())
@@ -69,7 +70,7 @@ def start(
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     is_up.wait()
-    client = httpx.Client(base_url=urls[0], timeout=30)
+    client = httpx.Client(base_url=urls[0], timeout=30, limits=httpx.Limits(max_connections=100))
 
     def stop() -> None:
         client.close()

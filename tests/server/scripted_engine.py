@@ -1,7 +1,7 @@
 """An engine for tests of the server: real threads and real callbacks, with a script in place of a model.
 
 A sample answers with the tokens of the text between `[[` and `]]` in its prompt (again and again if `ignore_eos`), then ends with EOS. Each
-step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order.
+step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order. At a ☢ the "model" computes a NaN.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from typing import Any
 from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
+
+NAN = -1
+"""In a script: here the model fails."""
 
 
 @dataclass
@@ -93,8 +96,8 @@ class ScriptedEngine:
         if params.forced_output_tokens:
             return list(params.forced_output_tokens)
         text = self._tokenizer.decode(prompt_ids)
-        answer = text.partition("[[")[2].partition("]]")[0]
-        return self._tokenizer.encode(answer, add_special_tokens=False)
+        answer, nan, _ = text.partition("[[")[2].partition("]]")[0].partition("☢")
+        return self._tokenizer.encode(answer, add_special_tokens=False) + ([NAN] if nan else [])
 
     def _cancel(self, matches: Callable[[_Sample], bool]) -> None:
         with self._changed:
@@ -129,7 +132,7 @@ class ScriptedEngine:
             token_id = tokens[sample.num_done % len(tokens)]
         else:
             token_id = tokens[sample.num_done] if sample.num_done < len(tokens) else self._eos_id
-        if self._tokenizer.decode([token_id]) == "☢":
+        if token_id == NAN:
             return TokenOutput(sample.sample_idx, None, None, None, "error", "the model computed a NaN for this token", 0)
         sample.num_done += 1
         is_end = token_id in sample.params.stop_token_ids or (token_id in sample.params.eos_token_ids and not sample.params.ignore_eos)
