@@ -5,6 +5,7 @@ expected answer uses no engine: one sequence, one token at a time, with the samp
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,20 +23,29 @@ def logits_of(history: tuple[int, ...], vocab_size: int) -> np.ndarray:
 
 @dataclass
 class HashModel:
-    """Stores token ids in blocks as a model stores keys and values. `block_size` may be small to make the engine work."""
+    """Stores token ids in blocks as a model stores keys and values. `block_size` may be small to make the engine work.
+
+    Strict where a real model may be lucky: a sequence must not read what another one writes in the same step. `during_forward` is called in
+    every step, to disturb the engine while it waits for the model.
+    """
 
     num_blocks: int
     block_size: int = 4
     vocab_size: int = 24
     num_forwards: int = 0
     num_rows: int = 0
+    during_forward: Callable[[], None] | None = None
     cells: np.ndarray = field(init=False)
+    steps: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
         self.cells = np.full((self.num_blocks, self.block_size), EMPTY, np.int32)
+        self.steps = np.zeros_like(self.cells)
 
     def forward(self, input_ids, position_ids, cu_seqlens, context_lens, block_tables, logit_rows) -> np.ndarray:
         self.num_forwards += 1
+        if self.during_forward:
+            self.during_forward()
         self.num_rows += len(input_ids)
         assert len(input_ids) == len(position_ids) == cu_seqlens[-1] and cu_seqlens[0] == 0
         assert (np.diff(cu_seqlens) > 0).all()
@@ -45,11 +55,12 @@ class HashModel:
             for row in rows:
                 position = context_len + row - rows[0]
                 assert position_ids[row] == position
-                self.cells[block_tables[seq, position // self.block_size], position % self.block_size] = input_ids[row]
+                cell = block_tables[seq, position // self.block_size], position % self.block_size
+                self.cells[cell], self.steps[cell] = input_ids[row], self.num_forwards
             num_tokens = context_len + len(rows)
-            num_blocks = -(-num_tokens // self.block_size)
-            history = self.cells[block_tables[seq, :num_blocks]].reshape(-1)[:num_tokens]
-            assert EMPTY not in history
+            blocks = block_tables[seq, : -(-num_tokens // self.block_size)]
+            history = self.cells[blocks].reshape(-1)[:num_tokens]
+            assert EMPTY not in history and (self.steps[blocks].reshape(-1)[:context_len] < self.num_forwards).all()
             for row in rows:
                 history_of_row[row] = tuple(history[: context_len + row - rows[0] + 1])
         logits = [self.logits(history_of_row[row]) for row in logit_rows]

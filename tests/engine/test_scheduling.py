@@ -42,6 +42,18 @@ def test_random_request_streams_give_each_sample_its_own_tokens_and_return_every
                           max_context_len=rng.randint(16, 30))
     requests, cancelled = {}, set()
     total_len = engine.core.max_total_len
+
+    def cancel_one() -> None:
+        request_id = rng.choice(list(requests))
+        if rng.random() < 0.5:
+            core.cancel(request_id)
+            cancelled.update((request_id, sample_idx) for sample_idx in range(requests[request_id][1].n))
+        else:
+            core.cancel_sample(request_id, 0)
+            cancelled.add((request_id, 0))
+
+    core = engine.core
+    model.during_forward = lambda: cancel_one() if rng.random() < 0.05 else None
     for _ in range(rng.randint(2, 9)):
         prompt_len = rng.randint(1, total_len - 1)
         prompt = [rng.randrange(model.vocab_size) for _ in range(prompt_len)]
@@ -49,15 +61,10 @@ def test_random_request_streams_give_each_sample_its_own_tokens_and_return_every
         requests[engine.submit(prompt, params)] = (prompt, params)
         for _ in range(rng.choice([0, 0, 1, 3, 8])):
             engine.step()
-        if rng.random() < 0.25:
-            request_id = rng.choice(list(requests))
-            if rng.random() < 0.5:
-                engine.core.cancel(request_id)
-                cancelled |= {(request_id, sample_idx) for sample_idx in range(requests[request_id][1].n)}
-            else:
-                engine.core.cancel_sample(request_id, 0)
-                cancelled.add((request_id, 0))
+        if rng.random() < 0.15:
+            cancel_one()
     engine.run()
+    model.during_forward = None  # it refers to the engine that owns the model
     assert all(answer.finish_reason is not None for answer in engine.answers.values())
     assert (engine.stat("num_used_blocks"), engine.stat("num_running"), engine.stat("num_waiting")) == (0, 0, 0)
     assert_answers_are_those_of_solo_runs(engine, requests, cancelled)
@@ -171,22 +178,18 @@ def test_a_cancelled_request_frees_its_blocks_in_the_step_that_sees_it(num_steps
 
 
 def test_a_cancellation_during_the_forward_takes_effect_in_that_step():
-    class CancellingModel(HashModel):
-        def forward(self, *batch):
-            if self.num_forwards == 3:
-                engines[0].cancel(1)
-            return super().forward(*batch)
-
-    engine = ManualEngine(CancellingModel(num_blocks=32))
-    engines = [engine.core]
-    params = SamplingParams(max_tokens=20, seed=0)
+    model = HashModel(num_blocks=32)
+    engine = ManualEngine(model)
+    core = engine.core
+    model.during_forward = lambda: core.cancel(1) if model.num_forwards == 4 else None
+    params = SamplingParams(max_tokens=20, temperature=0.0)
     requests = {engine.submit([7], params): ([7], params), engine.submit([8], params): ([8], params)}
     for _ in range(4):
         engine.step()
     assert (len(engine.answers[1, 0].tokens), engine.answers[1, 0].finish_reason) == (3, "cancelled")
     assert (len(engine.answers[2, 0].tokens), engine.answers[2, 0].finish_reason) == (4, None)
     engine.run()
-    engines.clear()  # the model refers to the engine that owns it
+    model.during_forward = None  # it refers to the engine that owns the model
     assert_answers_are_those_of_solo_runs(engine, requests, {(1, 0)})
 
 
