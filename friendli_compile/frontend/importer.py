@@ -32,11 +32,11 @@ STACK_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 KEEPS_TOKENS_ALONE = ("conv1d",)  # torch says num_tokens + k where the graph says num_tokens; the lint refuses these
 
 
-def import_program(program: torch.export.ExportedProgram, canonical: dict[str, str]) -> Graph:
+def import_program(program: torch.export.ExportedProgram, readable: dict[str, str]) -> Graph:
     """The graph of a program that maps (input_ids, position_ids) `[1, num_tokens]` to logits `[1, num_tokens, vocab_size]`.
 
-    `canonical`: the name of each parameter → the name to use (tied ones share one). Raises UnsupportedModel."""
-    return _Importer(program, canonical).run()
+    `readable`: the name of each tensor that a checkpoint gives → the name to use (tied ones share one). Raises UnsupportedModel."""
+    return _Importer(program, readable).run()
 
 
 @dataclass
@@ -49,9 +49,9 @@ class _Aliases:
 
 
 class _Importer:
-    def __init__(self, program: torch.export.ExportedProgram, canonical: dict[str, str]) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, readable: dict[str, str]) -> None:
         self.program = program
-        self.canonical = canonical
+        self.readable = readable
         self.builder = GraphBuilder()
         self.nodes: list[FxNode] = list(program.graph_module.graph.nodes)
         self.env: dict[FxNode, Any] = {}
@@ -103,9 +103,14 @@ class _Importer:
         if isinstance(data, torch.Tensor) and not _is_fake(data):
             self.env[node] = self.builder.constant(data.detach().numpy(), name if data.ndim else "")
         else:
-            self.env[node] = self._param(self.canonical.get(name, name), node)
+            self.env[node] = self._param(name, node)
 
-    def _param(self, name: str, node: FxNode) -> Value:
+    def _param(self, own_name: str, node: FxNode) -> Value:
+        if own_name not in self.readable:
+            raise UnsupportedModel(
+                "a buffer is used that has no value before the weights are loaded and is not a float tensor of them", module=own_name
+            )
+        name = self.readable[own_name]
         if name not in self.params:
             shape = tuple(int(size) for size in node.meta["val"].shape)
             self.params[name] = self.builder.param(name, shape)
@@ -189,6 +194,8 @@ class _Importer:
     def _in_place(self, node: FxNode, call: Call) -> None:
         """x.op_(…): the result replaces x under every name that x has."""
         target: Any = node.args[0]
+        if self.aliases.group[target].op == "placeholder":
+            raise call.unsupported(f"{self.aliases.group[target].name} is written to, so one step would change the next")
         if call.name == "copy":
             self._copy_into(node, target, call)
             return

@@ -63,6 +63,23 @@ def _along_attr(node: Node) -> str:
     return MIXES if axis is not None and dim % len(dims) == axis else ""
 
 
+def _row_by_row(node: Node) -> str:
+    """gather, scatter: not along the tokens, and index rows belong to the rows they are used on."""
+    x, index = list(node.operands)[:2]
+    axis, index_axis, dim = _row_axis(x.dims), _row_axis(index.dims), node.attrs["dim"]
+    assert isinstance(dim, int)
+    dim %= len(x.dims)
+    is_table_lookup = node.op == "tensor.gather" and axis is None and index_axis == dim
+    return MIXES if axis == dim or (axis != index_axis and not is_table_lookup) else ""
+
+
+def _attention(node: Node) -> str:
+    """The rows of q, k and v are tokens."""
+    expected = 0 if len(node.output.dims) == 3 else 2
+    q_k_v = list(node.operands)[:3]
+    return "" if all(_row_axis(value.dims) == expected for value in q_k_v) else "attends to something else than the tokens of a sequence"
+
+
 def _iota(node: Node) -> str:
     dims: Any = node.attrs["dims"]
     dim = node.attrs["dim"]
@@ -113,7 +130,9 @@ def _leading(value: Value) -> int | None:
 
 RULES: dict[str, Callable[[Node], str]] = {
     **dict.fromkeys(("reduce.sum", "reduce.mean", "reduce.max", "reduce.min", "reduce.argmax", "tensor.cumsum", "nn.softmax"), _along_attr),
-    **dict.fromkeys(("tensor.topk", "tensor.slice", "tensor.concat", "tensor.gather", "tensor.scatter"), _along_attr),
+    **dict.fromkeys(("tensor.topk", "tensor.slice", "tensor.concat"), _along_attr),
     **dict.fromkeys(("nn.rms_norm", "nn.layer_norm", "nn.add_rms_norm", "nn.add_layer_norm", "nn.linear"), _contracted_is_last),
+    **dict.fromkeys(("tensor.gather", "tensor.scatter"), _row_by_row),
+    "attn.paged": _attention,
     "tensor.iota": _iota, "tensor.matmul": _matmul, "nn.conv1d": _conv, "nn.embedding": _embedding, "tensor.reshape": _reshape,
 }  # fmt: skip

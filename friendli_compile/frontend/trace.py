@@ -36,7 +36,7 @@ from .source import ModelSource
 
 EXAMPLE_NUM_TOKENS = 24  # any size ≥ 2 that no model dimension equals by chance would do: the dim is dynamic
 MAX_NUM_TOKENS = 1 << 20
-BIG_TENSOR = 1 << 20  # elements; larger zeros/ones made by a constructor are parameters, never buffers with values
+BIG_TENSOR = 1 << 24  # elements; larger zeros/ones made by a constructor are parameters, never buffers with values
 
 
 @dataclass
@@ -67,9 +67,9 @@ def trace_model(source_or_config: ModelSource | PreTrainedConfig, *, max_context
     rope_limit, notes = freeze_rope_tables(skeleton, max_context_len)
     capture(skeleton)
     replace_legacy_attention(skeleton)
-    canonical = _canonical_names(skeleton)
+    readable = _readable_names(skeleton)
     exported = _export(skeleton)
-    graph = import_program(exported, canonical)
+    graph = import_program(exported, readable)
     check_token_local(graph)
     context_len, more_notes = choose_context_len(config, graph, max_context_len, rope_limit)
     return TracedModel(
@@ -81,7 +81,7 @@ def trace_model(source_or_config: ModelSource | PreTrainedConfig, *, max_context
         param_shapes={param.name: tuple(int(dim) for dim in param.dims) for param in graph.params},
         notes=notes + more_notes,
         skeleton=skeleton,
-        tied={alias: name for alias, name in canonical.items() if alias != name},
+        tied={alias: name for alias, name in readable.items() if alias != name},
         trace_seconds=time.perf_counter() - started,
     )
 
@@ -131,39 +131,31 @@ def _register_parameters_on_meta() -> Iterator[None]:
 
 
 def _make_fake(model: PreTrainedModel) -> None:
-    """Meta parameters (and buffers that come from the checkpoint) become fake CPU tensors; ties are kept."""
+    """Parameters, buffers that come from the checkpoint and buffers without a value become fake CPU tensors; ties are kept."""
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
     stored = set(model.state_dict())
-    fakes: dict[int, torch.nn.Parameter] = {}
+    fakes: dict[int, tuple[torch.Tensor, torch.nn.Parameter]] = {}  # id → (the original, kept so that the id stays its own; its fake)
 
     def fake(tensor: torch.Tensor) -> torch.nn.Parameter:
         if id(tensor) not in fakes:
             with mode:
-                fakes[id(tensor)] = torch.nn.Parameter(torch.empty(tensor.shape, dtype=tensor.dtype), requires_grad=False)
-        return fakes[id(tensor)]
+                fakes[id(tensor)] = (tensor, torch.nn.Parameter(torch.empty(tensor.shape, dtype=tensor.dtype), requires_grad=False))
+        return fakes[id(tensor)][1]
 
-    originals = []  # keeps ids unique while they are keys
     for path, module in model.named_modules():
-        for name, param in module._parameters.items():
-            if param is not None:
-                originals.append(param)
-                module._parameters[name] = fake(param)
+        module._parameters.update({name: fake(param) for name, param in module._parameters.items() if param is not None})
         for name, buffer in module._buffers.items():
-            if buffer is None:
-                continue
             full_name = f"{path}.{name}" if path else name
-            if full_name in stored and buffer.is_floating_point():
-                originals.append(buffer)  # type: ignore[arg-type]
+            if buffer is not None and (full_name in stored or buffer.device.type == "meta"):
                 module._buffers[name] = fake(buffer).data
-            elif buffer.device.type == "meta":
-                raise UnsupportedModel("a buffer has no value and is not in the checkpoint", module=full_name, op="buffer")
 
 
-def _canonical_names(model: PreTrainedModel) -> dict[str, str]:
-    """Name of every parameter and stored buffer → the first name of the same tensor (tied weights share one)."""
+def _readable_names(model: PreTrainedModel) -> dict[str, str]:
+    """Name of everything that a checkpoint gives → the first name of the same tensor (tied weights share one)."""
     first: dict[int, str] = {}
+    stored = set(model.state_dict())
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named if name in stored and tensor.is_floating_point()}
 
 
 class _PackedForward(torch.nn.Module):

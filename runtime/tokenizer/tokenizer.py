@@ -1,7 +1,8 @@
 """A tokenizer.json and its tokenizer_config.json, loaded as Hugging Face tokenizers load them, without transformers.
 
 Text ⇄ token ids, the bytes of single tokens, streaming detokenizers, and chat prompts in which special tokens written by a user stay text.
-The folder is that of an artifact (`tokenizer/`); only tokenizer.json is required.
+The folder is that of an artifact (`tokenizer/`); only tokenizer.json is required. What surrounds a text (BOS, EOS) is what tokenizer.json
+says; `add_bos_token` and `add_eos_token` of the config mean nothing beside it, as in transformers.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as Backend
-from tokenizers.processors import TemplateProcessing
 
 from ..errors import ConfigError
 from .detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
@@ -40,7 +40,6 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         _register_named_tokens(backend, self.special_tokens)
-        _apply_bos_eos_flags(backend, self.config, self.special_tokens)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
@@ -179,14 +178,3 @@ def _register_named_tokens(backend: Backend, named: dict[str, str]) -> None:
     missing = [text for text in named.values() if text not in special and backend.token_to_id(text) is not None]
     if missing:
         backend.add_special_tokens(missing)
-
-
-def _apply_bos_eos_flags(backend: Backend, config: dict[str, Any], named: dict[str, str]) -> None:
-    """`add_bos_token` / `add_eos_token`, where a config has them, replace the post-processor, as Hugging Face tokenizers do."""
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    around = {name: named[f"{name}_token"] for name in ("bos", "eos") if config.get(f"add_{name}_token") and f"{name}_token" in named}
-    ids = {name: backend.token_to_id(text) for name, text in around.items()}
-    around = {name: text for name, text in around.items() if ids[name] is not None}
-    single = " ".join(filter(None, [around.get("bos"), "$A", around.get("eos")]))
-    backend.post_processor = TemplateProcessing(single=single, special_tokens=[(text, ids[name]) for name, text in around.items()])

@@ -1,0 +1,178 @@
+"""Measures each hot CPU kernel beside the limits of the machine, in the same process, and prints JSON lines.
+
+    python bench/kernels/kernels.py [--threads N] [--rounds 5] [--only linear]
+
+Every kernel runs in a small plan with random weights larger than the caches. Times are those of the executor's own profile: the median over
+interleaved rounds of the time of one call, barrier included. `share_of_limit` is against the measured read bandwidth (few rows) or the
+measured FMA peak (many rows). Ratios of one run can be compared; absolute figures of different minutes cannot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from friendli_runtime import _core
+
+COPIES = {"linear": 8, "attention": 8}  # calls per step: different weights or cache layers, so that nothing stays in a cache
+VOCAB_SIZE = 64
+View = dict[str, Any]
+
+
+@dataclass
+class Case:
+    """One kernel at one size. `work` is in bytes or in floating-point operations per call, as `limit` says."""
+
+    kernel: str
+    shape: str
+    op: str
+    plan: dict[str, Any]
+    weights: dict[str, tuple[str, int, int]]
+    num_rows: int
+    context_len: int
+    limit: str  # "read_bandwidth_gb_s" or "fma_gflop_s"
+    work: float
+    seconds: list[float] = field(default_factory=list)
+
+
+class PlanWriter:
+    """A plan with dense row buffers and random packed weights in one file."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.file = (folder / f"{name}.bin").open("wb")
+        self.weights: dict[str, tuple[str, int, int]] = {}
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.buffers: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
+        self.row_bytes = {"num_tokens": 0, "num_logits": 0}
+        self.rng = np.random.default_rng(0)
+
+    def rows(self, width: int, rows: str = "num_tokens") -> View:
+        num_bytes = -(-width * 4 // 64) * 64
+        self.buffers.append({"arena": rows, "offset": self.row_bytes[rows], "row_bytes": num_bytes})
+        self.row_bytes[rows] += num_bytes
+        view_id = len(self.buffers) - 1
+        return {"space": "buffer", "id": view_id, "dtype": "f32", "dims": [rows, width], "strides": [num_bytes // 4, 1], "offset": 0}
+
+    def weight(self, dims: list[int], dtype: str, layout: str) -> View:
+        name, count = f"w{len(self.weights)}", int(np.prod(dims))
+        values = (self.rng.standard_normal(count, np.float32) * 0.05).view(np.uint32)
+        data = values.tobytes() if dtype == "f32" else (values >> 16).astype(np.uint16).tobytes()
+        self.weights[name] = (self.file.name, self.file.tell(), len(data))
+        self.file.write(data)
+        self.specs[name] = {"dtype": dtype, "layout": layout, "dims": dims}
+        return {"space": "weight", "id": name, "dtype": dtype, "dims": dims}
+
+    def call(self, op: str, inputs: list[View | None], output: View, attrs: dict[str, Any] | None = None) -> View:
+        self.calls.append({"op": op, "inputs": inputs, "outputs": [output], "attrs": attrs or {}, "layer": None, "source": "bench"})
+        return output
+
+    def embedded(self, width: int) -> View:
+        ids = {"space": "input", "id": "input_ids", "dtype": "i32", "dims": ["num_tokens"], "strides": [1], "offset": 0}
+        return self.call("nn.embedding", [self.weight([VOCAB_SIZE, width], "f32", "row_major"), ids], self.rows(width))
+
+    def finish(self, kv_layers: list[dict[str, int]]) -> dict[str, Any]:
+        self.file.close()
+        logits = self.rows(VOCAB_SIZE, "num_logits")
+        return {
+            "schema_version": 1, "vocab_size": VOCAB_SIZE, "max_context_len": 1 << 20, "kv_layers": kv_layers, "kv_dtype": "bf16",
+            "arenas": self.row_bytes | {"fixed": 0}, "buffers": self.buffers, "weights": self.specs, "calls": self.calls, "logits": logits,
+        }  # fmt: skip
+
+
+def linear_case(folder: Path, dtype: str, num_rows: int, N: int, K: int) -> Case:
+    writer = PlanWriter(folder, f"linear-{dtype}-{num_rows}-{N}-{K}")
+    x, y = writer.embedded(K), writer.rows(N)
+    for _ in range(COPIES["linear"]):
+        writer.call("nn.linear", [x, writer.weight([N, K], dtype, "panel16"), None], y)
+    is_few = num_rows <= 8
+    work = N * K * (4 if dtype == "f32" else 2) if is_few else 2.0 * N * K * num_rows
+    limit = "read_bandwidth_gb_s" if is_few else "fma_gflop_s"
+    return Case(f"linear.{dtype}", f"{num_rows}x{N}x{K}", "nn.linear", writer.finish([]), writer.weights, num_rows, 0, limit, work)
+
+
+def attention_case(folder: Path, num_rows: int, context_len: int, heads: tuple[int, int, int]) -> Case:
+    num_q_heads, num_kv_heads, head_dim = heads
+    writer = PlanWriter(folder, f"attention-{num_rows}-{context_len}")
+    x = writer.embedded((num_q_heads + 2 * num_kv_heads) * head_dim)
+    y = writer.rows(num_q_heads * head_dim)
+
+    def part(view: View, first: int, count: int) -> View:
+        return {**view, "dims": ["num_tokens", count, head_dim], "strides": [view["strides"][0], head_dim, 1], "offset": first * head_dim}
+
+    q, k, v = part(x, 0, num_q_heads), part(x, num_q_heads, num_kv_heads), part(x, num_q_heads + num_kv_heads, num_kv_heads)
+    for layer in range(COPIES["attention"]):
+        writer.call("attn.paged", [q, k, v, None, None], part(y, 0, num_q_heads), {"scale": head_dim**-0.5, "kv_layer": layer})
+    kv_layers = [{"num_kv_heads": num_kv_heads, "k_head_dim": head_dim, "v_head_dim": head_dim}] * COPIES["attention"]
+    num_pairs = num_rows * context_len + num_rows * (num_rows + 1) / 2  # query-key pairs of one head
+    is_few = num_rows == 1
+    work = (context_len + 1) * 2 * num_kv_heads * head_dim * 2 if is_few else num_pairs * num_q_heads * 4.0 * head_dim
+    limit = "read_bandwidth_gb_s" if is_few else "fma_gflop_s"
+    shape = f"{num_rows}q after {context_len}, {num_q_heads}/{num_kv_heads} heads of {head_dim}"
+    return Case("attention.bf16", shape, "attn.paged", writer.finish(kv_layers), writer.weights, num_rows, context_len, limit, work)
+
+
+def cases(folder: Path) -> Iterator[Case]:
+    for dtype in ("bf16", "f32"):
+        for num_rows in (1, 2, 4, 8):
+            yield linear_case(folder, dtype, num_rows, 9728, 1024)
+        yield linear_case(folder, dtype, 1, 1024, 4864)
+        for num_rows in (16, 32, 128, 512):
+            yield linear_case(folder, dtype, num_rows, 2048, 1024)
+        yield linear_case(folder, dtype, 512, 1024, 4864)
+    for heads in ((16, 8, 64), (16, 16, 64)):
+        yield attention_case(folder, 512, 0, heads)
+        yield attention_case(folder, 1, 2048, heads)
+
+
+def run_case(case: Case, num_threads: int) -> None:
+    """One warm-up and one measured step; appends the time of one call."""
+    num_blocks = -(-(case.num_rows + case.context_len) // 16)
+    executor = _core.Executor(
+        case.plan, case.weights, num_threads=num_threads, max_num_tokens=case.num_rows, num_blocks=num_blocks, kv_dtype="bf16"
+    )
+    positions = np.arange(case.context_len, case.context_len + case.num_rows, dtype=np.int32)
+    arrays = (
+        positions % VOCAB_SIZE, positions, np.array([0, case.num_rows], np.int32), np.array([case.context_len], np.int32),
+        np.arange(num_blocks, dtype=np.int32)[None], np.array([0], np.int32),
+    )  # fmt: skip
+    executor.forward(*arrays)
+    executor.profile(True)
+    executor.forward(*arrays)
+    times = [call["total_ns"] * 1e-9 for call in executor.calls() if call["op"] == case.op]
+    case.seconds.append(sum(times) / len(times))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as this process may use")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="only kernels whose name and shape contain this")
+    arguments = parser.parse_args()
+    limits: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = [case for case in cases(Path(folder)) if arguments.only in f"{case.kernel} {case.shape}"]
+        for _ in range(arguments.rounds):
+            for name, value in _core.measure_limits(arguments.threads).items():
+                limits.setdefault(name, []).append(value)
+            for case in chosen:
+                run_case(case, arguments.threads)
+    best = {name: max(values) for name, values in limits.items()}
+    print(json.dumps({"limits": best, "isa": _core.detect_isa(), "threads": arguments.threads or _core.usable_threads()}))
+    for case in chosen:
+        median, fastest = (case.work / seconds * 1e-9 for seconds in (statistics.median(case.seconds), min(case.seconds)))
+        share = {"share_of_limit": round(median / best[case.limit], 3), "best_share": round(fastest / best[case.limit], 3)}
+        unit = "gb_s" if case.limit == "read_bandwidth_gb_s" else "gflop_s"
+        print(json.dumps({"kernel": case.kernel, "shape": case.shape, unit: round(median, 1), **share}))
+
+
+if __name__ == "__main__":
+    main()
