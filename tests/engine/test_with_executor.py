@@ -1,0 +1,116 @@
+"""The engine on the real executor: a small decoder's tokens are those of the numpy interpreter, and the same bits in every setting."""
+
+import random
+import threading
+
+import numpy as np
+import pytest
+from artifact.tiny import tiny_plan, write_tiny_artifact
+from friendli_runtime.artifact import Artifact
+from friendli_runtime.engine import Engine, TokenOutput
+from friendli_runtime.executor import load_executor
+from friendli_runtime.sampling import SamplingParams
+from plan.graphs import VOCAB, decoder
+
+from friendli_compile.artifact.layouts import round_to_bf16
+from friendli_compile.ir.attention import BatchDescription
+from friendli_compile.ir.interpreter import interpret
+
+CONTEXT = 64
+SETTINGS = [
+    {"num_threads": 1, "max_num_tokens": 64, "max_num_seqs": 8, "num_blocks": 64},
+    {"num_threads": 2, "max_num_tokens": 9, "max_num_seqs": 6, "num_blocks": 64},
+    {"num_threads": 1, "max_num_tokens": 16, "max_num_seqs": 4, "num_blocks": 6},  # preempts
+    {"num_threads": 1, "max_num_tokens": 3, "max_num_seqs": 1, "num_blocks": 4},  # one after the other, three rows a step
+]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory) -> Artifact:
+    return Artifact.open(write_tiny_artifact(tmp_path_factory.mktemp("engine") / "tiny"))
+
+
+def run_all(artifact: Artifact, setting: dict, requests: list[tuple[list[int], SamplingParams]]) -> tuple[list[list[TokenOutput]], dict]:
+    """The outputs of each request in order of arrival, and the engine's stats at the end."""
+    executor = load_executor(artifact, num_threads=setting["num_threads"], max_num_tokens=setting["max_num_tokens"],
+                             max_num_logits=setting["max_num_seqs"], num_blocks=setting["num_blocks"], kv_dtype="f32")
+    outputs: list[list[TokenOutput]] = [[] for _ in requests]
+    is_done = threading.Semaphore(0)
+
+    def sink_of(request_idx: int):
+        def sink(new: list[TokenOutput]) -> None:
+            outputs[request_idx] += new
+            for output in new:
+                if output.finish_reason:
+                    is_done.release()
+        return sink
+
+    with Engine(executor, max_num_seqs=setting["max_num_seqs"], max_num_tokens=setting["max_num_tokens"], max_context_len=CONTEXT,
+                vocab_size=VOCAB) as engine:
+        for request_idx, (prompt, params) in enumerate(requests):
+            engine.submit(prompt, params, sink_of(request_idx))
+        for _ in range(sum(params.n for _, params in requests)):
+            assert is_done.acquire(timeout=60)
+        return outputs, engine.stats()
+
+
+def random_requests(seed: int, num_requests: int) -> list[tuple[list[int], SamplingParams]]:
+    rng = random.Random(seed)
+    return [([rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))],
+             SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=index, n=rng.choice([1, 1, 2]), logprobs=2,
+                            max_tokens=rng.randint(1, 24)))
+            for index in range(num_requests)]
+
+
+def bits_by_sample(outputs: list[TokenOutput]) -> dict[int, list[tuple]]:
+    """(token, log-probability, most likely tokens) of each sample in order."""
+    samples: dict[int, list[tuple]] = {}
+    for output in outputs:
+        samples.setdefault(output.sample_idx, []).append((output.token_id, output.logprob, output.top_logprobs))
+    return samples
+
+
+def test_greedy_tokens_and_logprobs_are_those_of_the_interpreter(artifact):
+    plan, params = tiny_plan()
+    rounded = {name: round_to_bf16(array) if name in plan.rounded_params else array for name, array in params.items()}
+    graph, prompt = decoder(), [5, 9, 2, 33, 17]
+    (outputs,), _ = run_all(artifact, SETTINGS[0], [(prompt, SamplingParams(temperature=0.0, max_tokens=12, logprobs=0))])
+    tokens = list(prompt)
+    for output in outputs:
+        inputs = {"input_ids": np.array(tokens, np.int32), "position_ids": np.arange(len(tokens), dtype=np.int32),
+                  "logit_rows": np.array([len(tokens) - 1], np.int32)}
+        (logits,) = interpret(graph, inputs, rounded, BatchDescription.of_lengths([len(tokens)]))
+        shifted = logits[0].astype(np.float64) - logits[0].max()
+        assert output.token_id == int(np.argmax(shifted))
+        assert abs(output.logprob - (shifted[output.token_id] - np.log(np.exp(shifted).sum()))) < 1e-4
+        tokens.append(output.token_id)
+
+
+def test_tokens_and_logprobs_are_the_same_bits_for_every_batch_chunking_thread_count_and_preemption(artifact):
+    requests = random_requests(3, 24)
+    results = [run_all(artifact, setting, requests) for setting in SETTINGS]
+    assert results[2][1]["num_preemptions"] > 0
+    together, *others = ([bits_by_sample(outputs) for outputs in result] for result, _ in results)
+    assert all(other == together for other in others)
+    alone = [bits_by_sample(run_all(artifact, SETTINGS[0], [request])[0][0]) for request in requests[:6]]
+    assert alone == together[:6]
+
+
+def test_blocks_are_all_free_after_cancelled_requests(artifact):
+    executor = load_executor(artifact, num_threads=1, max_num_tokens=8, max_num_logits=4, num_blocks=16, kv_dtype="f32")
+    is_done = threading.Event()
+    with Engine(executor, max_num_seqs=4, max_num_tokens=8, max_context_len=CONTEXT, vocab_size=VOCAB) as engine:
+        ids = [engine.submit([1] * 30, SamplingParams(seed=0), lambda _: None) for _ in range(3)]
+        for request_id in ids:
+            engine.cancel(request_id)
+        engine.submit([1], SamplingParams(seed=0, max_tokens=2), lambda outputs: is_done.set() if outputs[-1].finish_reason else None)
+        assert is_done.wait(60)
+        assert engine.stats()["num_used_blocks"] == 0
+
+
+def test_an_executor_bound_too_small_is_refused_by_name(artifact):
+    executor = load_executor(artifact, num_threads=1, max_num_tokens=8, max_num_logits=4, num_blocks=16, kv_dtype="f32")
+    for name, value in (("max_num_tokens", 9), ("max_num_seqs", 5), ("max_context_len", 65), ("vocab_size", VOCAB + 1)):
+        options = {"max_num_seqs": 4, "max_num_tokens": 8, "max_context_len": CONTEXT, "vocab_size": VOCAB, name: value}
+        with pytest.raises(ValueError, match=f"{name} is {value}, but the executor is bound for"):
+            Engine(executor, **options)
