@@ -21,6 +21,7 @@ from pathlib import Path
 EXCLUDED_DIRS = {"site-packages", "test", "tests", "idle_test", "idlelib", "encodings", "pydoc_data", "__phello__"}
 EXCLUDED_FILES = {"html/entities.py", "this.py", "sre_constants.py"}
 HELD_OUT_SHARE = 0.04  # of the files
+EXCERPT_PATH = "dbm/dumb.py"  # always held out: held_out_excerpt.txt is its beginning
 MIN_SNIPPET_CHARS = 60
 MAX_SNIPPET_CHARS = 4000
 CHAT_SHARE = 0.35  # of the snippets that also become a chat document
@@ -64,7 +65,7 @@ def build_corpus(seed: int) -> Corpus:
     """Reads the library and cuts it into documents; the same interpreter and seed give the same corpus."""
     files = read_stdlib()
     rng = random.Random(seed)
-    held_out = set(rng.sample([file.path for file in files], round(len(files) * HELD_OUT_SHARE)))
+    held_out = set(rng.sample([file.path for file in files], round(len(files) * HELD_OUT_SHARE))) | {EXCERPT_PATH}
     train_files = [file for file in files if file.path not in held_out]
     snippets = sorted({snippet for file in train_files for snippet in snippets_of(file.text)})
     chats = [chat for snippet in snippets if rng.random() < CHAT_SHARE for chat in chats_of(snippet, rng)]
