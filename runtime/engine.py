@@ -97,10 +97,13 @@ class Engine:
         self._closing = threading.Event()
 
     def start(self) -> None:
-        """Starts the step loop and the dispatcher. A second call does nothing."""
+        """Starts the step loop and the dispatcher. A second call does nothing; after `shutdown` it raises EngineStopped."""
         if self._dispatcher is not None:
             return
-        self._core.start()
+        try:
+            self._core.start()
+        except self._stopped as error:
+            raise EngineStopped(str(error), hint="make a new engine") from None
         atexit.register(self.shutdown)  # neither thread may outlive the interpreter
         self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
         self._dispatcher.start()
@@ -135,7 +138,7 @@ class Engine:
         self._core.cancel_sample(request_id, sample_idx)
 
     def stats(self) -> dict[str, int | float | bool]:
-        """Counters and gauges of the step loop; see `EngineStats` in csrc/engine/engine.h."""
+        """Counters and gauges of the step loop: the table in docs/engine.md."""
         return self._core.stats()
 
     def shutdown(self, drain_s: float = 0.0) -> None:

@@ -77,6 +77,7 @@ void StepLoop::close() {
 }
 
 void StepLoop::stop() {
+  const std::lock_guard stop_lock(stop_mutex_);
   {
     const std::lock_guard lock(mailbox_mutex_);
     is_closed_ = is_stopping_ = true;

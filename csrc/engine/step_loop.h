@@ -99,6 +99,7 @@ class StepLoop {
   int64_t num_unstarted_in_engine_ = 0;
   bool is_closed_ = false;
   bool is_stopping_ = false;
+  std::mutex stop_mutex_;  // several threads may stop the loop at once
 
   mutable std::mutex outbox_mutex_;
   std::vector<TokenEvent> outbox_;

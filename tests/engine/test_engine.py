@@ -178,6 +178,22 @@ def test_shutdown_drains_what_it_can_and_cancels_the_rest():
     engine.shutdown()
 
 
+def test_several_threads_may_shut_the_engine_down_at_once_and_it_does_not_start_again():
+    engine = make_engine()
+    engine.start()
+    sinks = [Collector() for _ in range(8)]
+    for sink in sinks:
+        engine.submit([1], SamplingParams(), sink)
+    threads = [threading.Thread(target=engine.shutdown) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    assert all(sink.wait() for sink in sinks)
+    with pytest.raises(EngineStopped, match="cannot be started again"):
+        engine.start()
+
+
 def test_the_event_fd_is_readable_exactly_while_events_wait():
     core = _core.Engine(HashModel(num_blocks=4), max_num_seqs=1, max_num_tokens=4, max_queue_len=4, max_context_len=16, vocab_size=24)
 
