@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import traceback
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -55,7 +58,7 @@ def _model_frame(error: BaseException, model: torch.nn.Module | None) -> tuple[s
     names = {id(module): path for path, module in model.named_modules()} if model is not None else {}
     module_path, line = "", ""
     for link in reversed(_chain(error)):
-        for frame, line_number in traceback.walk_tb(_traceback(link)):
+        for frame, line_number in traceback.walk_tb(link.__traceback__):
             owner = frame.f_locals.get("self")
             if id(owner) in names:
                 module_path = names[id(owner)]
@@ -67,5 +70,48 @@ def _model_frame(error: BaseException, model: torch.nn.Module | None) -> tuple[s
     return module_path, line
 
 
-def _traceback(error: BaseException) -> TracebackType | None:
-    return error.__traceback__
+@contextmanager
+def watch_lengths(model: torch.nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """While it is open, lists the modules that fix the number of tokens, as (module path, file:line), innermost first.
+
+    They are given a tensor of dynamic size and afterwards that size is a number: their code works for one length only."""
+    found: list[tuple[str, str]] = []
+    was_dynamic: list[bool] = []
+
+    def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+        was_dynamic.append(_is_dynamic((args, kwargs)))
+
+    def after(path: str) -> Callable[..., None]:
+        def check(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            if was_dynamic.pop() and not _is_dynamic((args, kwargs)):
+                found.append((path, _definition(module)))
+
+        return check
+
+    hooks = [module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()]
+    hooks += [module.register_forward_hook(after(path), with_kwargs=True) for path, module in model.named_modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether a tensor in `value` has a size that is still a symbol."""
+    sizes = (size for tensor in _tensors(value) for size in tensor.shape)
+    return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
+
+
+def _definition(module: torch.nn.Module) -> str:
+    """file:line of the module's forward."""
+    code = inspect.unwrap(type(module).forward).__code__
+    return f"{shorten_path(code.co_filename)}:{code.co_firstlineno}"

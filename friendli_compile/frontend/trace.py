@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModel
 from ..ir.graph import Graph
-from .blame import blame
+from .blame import blame, watch_lengths
 from .context_len import choose_context_len
 from .importer import import_program
 from .interfaces import capture
@@ -182,11 +182,16 @@ def _export(model: PreTrainedModel) -> torch.export.ExportedProgram:
         positions = torch.zeros(1, EXAMPLE_NUM_TOKENS, dtype=torch.int64)
     num_tokens = torch.export.Dim("num_tokens", min=2, max=MAX_NUM_TOKENS)
     dynamic = ({1: num_tokens}, {1: num_tokens})
-    try:
-        with torch.no_grad():
-            return torch.export.export(_PackedForward(model), (ids, positions), dynamic_shapes=dynamic, strict=False)
-    except Exception as error:  # whatever the model's code or the exporter meets
-        raise blame(error, model, "the model's code cannot be traced for a packed batch of any length") from error
+    with watch_lengths(model) as fixed:
+        try:
+            with torch.no_grad():
+                return torch.export.export(_PackedForward(model), (ids, positions), dynamic_shapes=dynamic, strict=False)
+        except Exception as error:  # whatever the model's code or the exporter meets
+            refusal = blame(error, model, "the model's code cannot be traced for a packed batch of any length")
+            if refusal.source_line or not fixed:
+                raise refusal from error
+            why = "this module works for one fixed number of tokens, not for a packed batch of any length"
+            raise UnsupportedModel(why, module=fixed[0][0], op=refusal.op, source_line=fixed[0][1]) from error
 
 
 def _refuse_quantized(config: PreTrainedConfig) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from friendli_runtime.weight_files import locate_weights
+
 from .probes import Probes, ProbeStep
 
 BLOCK_SIZE = 16  # tokens per KV block (docs/artifact-format.md)
@@ -24,8 +26,6 @@ class PackedModel:
     """The plan (as parsed) and where the bytes of its weights are."""
 
     def __init__(self, folder: Path) -> None:
-        from friendli_runtime.weight_files import locate_weights
-
         self.plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
         located = locate_weights(sorted(folder.glob("*.safetensors")))
         self.weights: WeightFiles = {name: (str(at.path), at.offset, at.num_bytes) for name, at in located.items()}

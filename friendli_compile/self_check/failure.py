@@ -75,7 +75,7 @@ def failure(what_was_compared: str, comparison: Comparison, where: str) -> SelfC
     num_tokens = int(comparison.wrong_tokens.sum())
     size = f"by up to {comparison.max_abs_error:.3g}" if np.isfinite(comparison.max_abs_error) else "and some are not numbers"
     what = f"{what_was_compared} disagrees with transformers: logits differ {size} (tolerance {comparison.tolerance:.2g})"
-    what += f" at {num_wrong} of {num_rows} probe positions"
+    what += f" at {num_wrong} of {num_rows} probe positions" if num_wrong else ", but a layer's output does not agree"
     what += f"; the greedy token differs at {num_tokens}" if num_tokens else ""
     return SelfCheckFailed(what, where=where, hint=HINT)
 

@@ -81,16 +81,16 @@ class StreamedReference:
         slots = [slot for slot in _slots(path, module, is_whole) if self._is_stored(slot[2])]
         if not slots:
             return
-        kept = [getattr(owner, own_name) for owner, own_name, _ in slots]
+        placeholders = [getattr(owner, own_name) for owner, own_name, _ in slots]
 
-        def load(*_: Any) -> None:
+        def load(*arguments: Any) -> None:
             if self._on_layer is not None and path in self.layers:
                 self._on_layer(self.layers.index(path), len(self.layers))
             for owner, own_name, full_name in slots:
                 _put(owner, own_name, self._tensor(full_name))
 
-        def drop(*_: Any) -> None:
-            for (owner, own_name, _), placeholder in zip(slots, kept, strict=True):
+        def drop(*arguments: Any) -> None:
+            for (owner, own_name, _), placeholder in zip(slots, placeholders, strict=True):
                 _put(owner, own_name, placeholder)
 
         module.register_forward_pre_hook(load)

@@ -18,7 +18,7 @@ from .artifact_runner import PackedModel
 from .layers import check_streamed
 from .memory import available_bytes, whole_model_bytes
 from .probes import MAX_PROBED_WINDOW, Probes, attention_windows, make_probes
-from .result import SelfCheckResult
+from .result import LayerError, SelfCheckResult
 from .twin import make_twin
 from .whole_model import Outcome, check_whole_model
 
@@ -52,7 +52,7 @@ def run_self_check(
     rest = _scaled(progress, TWIN_SHARE if twin else 0.0)
     if is_whole:
         outcome = check_whole_model("the artifact", model, source.folder, traced, probes, rest)
-        layers = []
+        layers: list[LayerError] = []
     else:
         outcome, layers = check_streamed(model, traced, checkpoint.read, probes, rest)
     return SelfCheckResult(

@@ -26,7 +26,7 @@ def compile_tiny(model: Path, output_dir: Path, **options: object) -> dict[str, 
 @pytest.fixture(scope="module")
 def compiled(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("artifacts") / "tiny"
-    compile_tiny(tiny_checkpoint, target)
+    compile_tiny(tiny_checkpoint, target, self_check=True)
     return target
 
 
@@ -46,13 +46,14 @@ def test_a_bf16_checkpoint_is_stored_as_bf16_without_being_asked(compiled: Path)
     assert matrices and set(matrices.values()) == {"bf16"}
 
 
-def test_the_same_model_gives_the_same_bytes_and_a_skipped_self_check_is_loud(
-    tiny_checkpoint: Path, compiled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = compile_tiny(tiny_checkpoint, tmp_path / "again")
-    assert report["manifest"]["self_check"] == {"status": "skipped"}  # type: ignore[index]
-    assert json.loads((tmp_path / "again" / "report.json").read_text())["self_check"] == {"status": "skipped"}
-    assert "WARNING: --no-self-check" in capsys.readouterr().err
+def test_a_passed_self_check_is_recorded(compiled: Path) -> None:
+    recorded = Artifact.open(compiled).manifest["self_check"]
+    assert recorded["status"] == "passed" and recorded["greedy_tokens_equal"] and recorded["max_abs_error"] <= recorded["tolerance"]
+    assert json.loads((compiled / "report.json").read_text())["self_check"] == recorded
+
+
+def test_the_same_model_gives_the_same_bytes(tiny_checkpoint: Path, compiled: Path, tmp_path: Path) -> None:
+    compile_tiny(tiny_checkpoint, tmp_path / "again", self_check=True)
     for path in sorted(compiled.rglob("*")):
         if path.is_file():
             assert (tmp_path / "again" / path.relative_to(compiled)).read_bytes() == path.read_bytes(), path.name
@@ -79,7 +80,9 @@ def test_packed_weights_are_those_of_the_checkpoint(compiled: Path, tiny_checkpo
     np.testing.assert_array_equal(stored, tensors["model.norm.weight"].float().numpy())
 
 
-def test_fp16_weights_a_missing_tokenizer_and_generation_config_are_handled_and_noted(copied: Callable[[], Path], tmp_path: Path) -> None:
+def test_fp16_weights_a_missing_tokenizer_a_generation_config_and_a_skipped_self_check(
+    copied: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = copied()
@@ -93,6 +96,8 @@ def test_fp16_weights_a_missing_tokenizer_and_generation_config_are_handled_and_
     assert (artifact.eos_token_ids, artifact.bos_token_id, artifact.tokenizer_folder) == ((7, 9), 1, None)
     notes = " ".join(report["notes"])  # type: ignore[arg-type]
     assert "fp16" in notes and "no tokenizer.json" in notes
+    assert artifact.manifest["self_check"] == {"status": "skipped"}
+    assert "WARNING: --no-self-check" in capsys.readouterr().err
 
 
 def test_a_folder_with_a_name_that_says_nothing_is_named_after_its_parent(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_bf16_storage_equals_float32_storage_of_rounded_parameters() -> None:
     graph = decoder()
     params, inputs = random_params(graph), step_inputs(True)
     plan = make_plan(graph, storage_dtype="bf16", max_context_len=64)
-    rounded = {name: round_to_bf16(array) if name in plan.rounded_params else array for name, array in params.items()}
+    rounded = {name: round_to_bf16(array.copy()) if name in plan.rounded_params else array for name, array in params.items()}
     (expected,) = interpret(graph, inputs, rounded, BatchDescription.of_lengths(LENGTHS))
     actual = NumpyExecutor(plan, params).forward(inputs, BatchDescription.of_lengths(LENGTHS))
     np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
