@@ -19,7 +19,7 @@ FMO = str(Path(sys.executable).with_name("fmo"))
 
 NEXT_STEPS = """
 Try next:
-  {fmo} run {artifact} --prompt 'class Stack:'      one completion in the terminal
+  {fmo} run {artifact} 'class Stack:'               one completion in the terminal
   {fmo} chat {artifact}                             talk to it
   {fmo} serve {artifact}                            the OpenAI-compatible server on port 8000
   {fmo} explain {artifact}                          what the artifact holds
