@@ -1,10 +1,11 @@
 // linear for AVX2 + FMA: an outer-product register tile of R rows × (16·P) outputs, in two drivers.
 //
-//   gemv  P panels from far-apart quarters of the share at the same time: one stream per panel fills the memory pipeline better than
+//   gemv  P panels from far-apart parts of the share at the same time: one stream per panel fills the memory pipeline better than
 //         one long stream (+30-45 % bandwidth); the next lines are prefetched.
-//   gemm  blocks of K (kBlockK: one panel block is 16 KiB and stays in L1) × blocks of rows (kBlockTiles: x stays in L2). bf16 panels are
-//         unpacked to f32 once per block of rows; the next panel block is prefetched in slices between the tiles. Partial sums rest in y
-//         between blocks of K, which is exact: the chain over k stays one chain.
+//   gemm  blocks of K (a panel block is 16 KiB and stays in L1) × blocks of rows (kBlockTiles: x stays in L2). The next panel block is
+//         prefetched in slices between the tiles. Partial sums rest in y between blocks of K, which is exact: the chain over k stays one chain.
+//
+// bf16 weights are widened in registers: two instructions per 16 weights, in the shadow of the multiply-adds.
 #include <immintrin.h>
 
 #include "kernels/linear/linear_tables.h"
@@ -15,9 +16,18 @@ namespace {
 
 using avx2::unroll;
 
-constexpr int64_t kBlockK = 256;
+constexpr int64_t kPanelBlockBytes = 16 << 10;  // half of L1; the other half is for the tile of x
 constexpr int64_t kBlockTiles = 40;
-constexpr int64_t kPrefetchBytes = 1024;  // ahead of each stream of gemv
+template <DType D>
+constexpr int64_t kRowBytes = kPanelRows * dtype_bytes(D);  // one k of a panel
+
+// How far ahead gemv prefetches each stream: few streams must reach further to keep as many lines in flight.
+template <int P>
+constexpr int64_t kPrefetchBytes = P >= 4 ? 1024 : P >= 2 ? 2048 : 4096;
+
+alignas(32) constexpr uint32_t kHighHalvesData[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                     0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+const __m256i& kHighHalves = *reinterpret_cast<const __m256i*>(kHighHalvesData);
 
 struct PanelVectors {
   __m256 low, high;  // outputs 0 … 7 and 8 … 15
@@ -30,12 +40,19 @@ inline __attribute__((always_inline)) PanelVectors load_panel(const char* p) {
     return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
   } else {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)), _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32(-65536)))};
+    __m256i high;  // the mask comes from memory: kept in a register it would push an accumulator of the 6-row tile out
+    asm("vpand %2, %1, %0" : "=x"(high) : "x"(v), "m"(kHighHalves));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)), _mm256_castsi256_ps(high)};
   }
 }
 
-template <DType D>
-constexpr int64_t kRowBytes = kPanelRows * dtype_bytes(D);  // one k of a panel
+// sum + a · b. `IN_ORDER`: as the source says; left to itself, the compiler interleaves steps until accumulators spill.
+template <bool IN_ORDER>
+inline __attribute__((always_inline)) __m256 multiply_add(__m256 sum, __m256 a, __m256 b) {
+  if constexpr (!IN_ORDER) return _mm256_fmadd_ps(a, b, sum);
+  asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+}
 
 // Writes 16 outputs from `first` on, without the padding rows of the last panel.
 inline void store_outputs(__m256 low, __m256 high, int64_t first, int64_t N, const float* bias, float* y) {
@@ -67,15 +84,15 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const PanelWeigh
       const PanelVectors v = load_panel<D>(stream[p] + k * kRowBytes<D>);
       unroll<R>([&](auto r) __attribute__((always_inline)) {
         const __m256 a = _mm256_broadcast_ss(x[r] + k);
-        low[p * R + r] = _mm256_fmadd_ps(a, v.low, low[p * R + r]);
-        high[p * R + r] = _mm256_fmadd_ps(a, v.high, high[p * R + r]);
+        low[p * R + r] = multiply_add<D == DType::bf16>(low[p * R + r], a, v.low);
+        high[p * R + r] = multiply_add<D == DType::bf16>(high[p * R + r], a, v.high);
       });
     });
   };
   constexpr int64_t kStep = 64 / kRowBytes<D>;  // k per cache line: 1 or 2
   int64_t k = 0;
   for (; k + kStep <= w.K; k += kStep) {
-    unroll<P>([&](auto p) { _mm_prefetch(stream[p] + k * kRowBytes<D> + kPrefetchBytes, _MM_HINT_T0); });
+    unroll<P>([&](auto p) { _mm_prefetch(stream[p] + k * kRowBytes<D> + kPrefetchBytes<P>, _MM_HINT_T0); });
     unroll<kStep>([&](auto i) __attribute__((always_inline)) { step(k + i); });
   }
   for (; k < w.K; ++k) step(k);
@@ -103,7 +120,7 @@ void gemv_typed(const RowSource& x, int64_t num_rows, const PanelWeight& w, Rang
   switch (num_rows) {
     case 1: return gemv_rows<D, 4, 1>(x, w, panels, bias, y, y_stride);
     case 2: return gemv_rows<D, 2, 2>(x, w, panels, bias, y, y_stride);
-    case 3: return gemv_rows<D, 2, 3>(x, w, panels, bias, y, y_stride);
+    case 3: return gemv_rows<D, D == DType::f32 ? 2 : 1, 3>(x, w, panels, bias, y, y_stride);
     case 4: return gemv_rows<D, 1, 4>(x, w, panels, bias, y, y_stride);
     case 5: return gemv_rows<D, 1, 5>(x, w, panels, bias, y, y_stride);
     case 6: return gemv_rows<D, 1, 6>(x, w, panels, bias, y, y_stride);
@@ -116,20 +133,20 @@ void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range pane
   typed(x, num_rows, w, panels, bias, y, y_stride);
 }
 
-// R rows × one f32 panel block. `y` points at the 16 outputs of the first row; `first_block`: y holds nothing yet.
-template <int R>
-__attribute__((noinline)) void gemm_tile(const float* panel, const float* tile, int64_t num_k, float* y, int64_t y_stride, bool first_block) {
+// R rows × one panel block. `y` points at the 16 outputs of the first row; `first_block`: y holds nothing yet.
+template <DType D, int R>
+__attribute__((noinline)) void gemm_tile(const char* panel, const float* tile, int64_t num_k, float* y, int64_t y_stride, bool first_block) {
   __m256 low[R], high[R];
   unroll<R>([&](auto r) {
     low[r] = first_block ? _mm256_setzero_ps() : _mm256_loadu_ps(y + r * y_stride);
     high[r] = first_block ? _mm256_setzero_ps() : _mm256_loadu_ps(y + r * y_stride + 8);
   });
   const auto step = [&](int64_t k) __attribute__((always_inline)) {
-    const __m256 b0 = _mm256_loadu_ps(panel + k * kPanelRows), b1 = _mm256_loadu_ps(panel + k * kPanelRows + 8);
+    const PanelVectors v = load_panel<D>(panel + k * kRowBytes<D>);
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       const __m256 a = _mm256_broadcast_ss(tile + k * R + r);
-      low[r] = _mm256_fmadd_ps(a, b0, low[r]);
-      high[r] = _mm256_fmadd_ps(a, b1, high[r]);
+      low[r] = multiply_add<true>(low[r], a, v.low);
+      high[r] = multiply_add<true>(high[r], a, v.high);
     });
   };
   int64_t k = 0;
@@ -141,21 +158,10 @@ __attribute__((noinline)) void gemm_tile(const float* panel, const float* tile, 
   });
 }
 
-using TileFunction = void (*)(const float*, const float*, int64_t, float*, int64_t, bool);
-constexpr TileFunction kTileFunctions[kTileRows + 1] = {nullptr,      gemm_tile<1>, gemm_tile<2>, gemm_tile<3>,
-                                                        gemm_tile<4>, gemm_tile<5>, gemm_tile<6>};
-
-// A block of a panel as f32: in place, or unpacked to `unpacked`.
-const float* panel_block(const PanelWeight& w, int64_t p, int64_t k0, int64_t num_k, float* unpacked) {
-  const char* source = static_cast<const char*>(w.panel(p)) + k0 * kPanelRows * dtype_bytes(w.dtype);
-  if (w.dtype == DType::f32) return reinterpret_cast<const float*>(source);
-  for (int64_t k = 0; k < num_k; ++k) {
-    const PanelVectors v = load_panel<DType::bf16>(source + k * kRowBytes<DType::bf16>);
-    _mm256_store_ps(unpacked + k * kPanelRows, v.low);
-    _mm256_store_ps(unpacked + k * kPanelRows + 8, v.high);
-  }
-  return unpacked;
-}
+using TileFunction = void (*)(const char*, const float*, int64_t, float*, int64_t, bool);
+template <DType D>
+constexpr TileFunction kTileFunctions[kTileRows + 1] = {nullptr,         gemm_tile<D, 1>, gemm_tile<D, 2>, gemm_tile<D, 3>,
+                                                        gemm_tile<D, 4>, gemm_tile<D, 5>, gemm_tile<D, 6>};
 
 // Spreads the prefetch of the next panel block over the tiles of this one.
 struct NextPanel {
@@ -180,24 +186,27 @@ void add_bias(float* y, const float* bias, int64_t count) {
 // All tiles of a block of rows against one block of one panel. The last, ragged panel goes through `edge` [rows of the block][16].
 struct GemmBlock {
   const float* packed;
-  int64_t num_rows, tile_begin, tile_end, k0, num_k;
+  int64_t num_rows;
+  Range tiles;
+  int64_t k0, num_k;
   float* y;
   int64_t y_stride;
   const float* bias;
   float* edge;
 
-  void run(const PanelWeight& w, int64_t p, int64_t panel_end, float* unpacked) const {
-    const float* panel = panel_block(w, p, k0, num_k, unpacked);
-    NextPanel next(w, p + 1, panel_end, k0, num_k, tile_end - tile_begin);
+  void run(const PanelWeight& w, int64_t p, int64_t panel_end, const TileFunction* tile_functions) const {
+    const char* panel = static_cast<const char*>(w.panel(p)) + k0 * kPanelRows * dtype_bytes(w.dtype);
+    NextPanel next(w, p + 1, panel_end, k0, num_k, tiles.size());
     const int64_t first = p * kPanelRows, width = std::min(kPanelRows, w.N - first);
-    const int64_t first_row = row_tile(num_rows, tile_begin).begin;
-    for (int64_t t = tile_begin; t < tile_end; ++t) {
+    const int64_t first_row = row_tile(num_rows, tiles.begin).begin;
+    const bool ragged = width < kPanelRows;
+    for (int64_t t = tiles.begin; t < tiles.end; ++t) {
       const Range rows = row_tile(num_rows, t);
       const int64_t height = rows.size();
-      const bool ragged = width < kPanelRows;
       float* out = ragged ? edge + (rows.begin - first_row) * kPanelRows : y + rows.begin * y_stride + first;
       const int64_t out_stride = ragged ? kPanelRows : y_stride;
-      kTileFunctions[height](panel, packed + rows.begin * w.K + k0 * height, num_k, out, out_stride, k0 == 0);
+      for (int64_t r = 0; r < height; ++r) _mm_prefetch(out + (height + r) * out_stride, _MM_HINT_T0);  // where the next tile will write
+      tile_functions[height](panel, packed + rows.begin * w.K + k0 * height, num_k, out, out_stride, k0 == 0);
       next.advance();
       if (k0 + num_k == w.K) finish(out, out_stride, rows, first, width);
     }
@@ -213,20 +222,57 @@ struct GemmBlock {
 };
 
 void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) {
-  alignas(64) float unpacked[kBlockK * kPanelRows];
   alignas(64) float edge[kBlockTiles * kTileRows * kPanelRows];
+  const TileFunction* tile_functions = w.dtype == DType::bf16 ? kTileFunctions<DType::bf16> : kTileFunctions<DType::f32>;
+  const int64_t block_k = kPanelBlockBytes / (kPanelRows * dtype_bytes(w.dtype));
   const int64_t num_tiles = num_row_tiles(num_rows);
-  for (int64_t t0 = 0; t0 < num_tiles; t0 += kBlockTiles) {
-    for (int64_t k0 = 0; k0 < w.K; k0 += kBlockK) {
-      const GemmBlock block{packed, num_rows, t0,       std::min(t0 + kBlockTiles, num_tiles), k0, std::min(kBlockK, w.K - k0), y,
-                            y_stride, bias,     edge};
-      for (int64_t p = panels.begin; p < panels.end; ++p) block.run(w, p, panels.end, unpacked);
+  const int num_blocks = static_cast<int>(ceil_div(num_tiles, kBlockTiles));
+  for (int i = 0; i < num_blocks; ++i) {
+    for (int64_t k0 = 0; k0 < w.K; k0 += block_k) {
+      const GemmBlock block{packed, num_rows, split(num_tiles, i, num_blocks), k0, std::min(block_k, w.K - k0), y, y_stride, bias, edge};
+      for (int64_t p = panels.begin; p < panels.end; ++p) block.run(w, p, panels.end, tile_functions);
     }
+  }
+}
+
+// Eight k of up to six rows are transposed in registers and stored as eight groups of R values; each store overwrites the surplus of the one before.
+template <int R>
+void pack_tile(const float* const* x, int64_t K, float* tile) {
+  int64_t k = 0;
+  for (; k + 8 < K; k += 8) {  // not the last eight: their surplus would reach the next tile
+    __m256 r[8];
+    unroll<8>([&](auto i) { r[i] = i < R ? _mm256_loadu_ps(x[i < R ? static_cast<int>(i) : 0] + k) : _mm256_setzero_ps(); });
+    __m256 t[8], u[8];
+    unroll<4>([&](auto i) {
+      t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+      t[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+    });
+    unroll<2>([&](auto i) {
+      u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+      u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+      u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+      u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+    });
+    unroll<4>([&](auto i) { _mm256_storeu_ps(tile + (k + i) * R, _mm256_permute2f128_ps(u[i], u[4 + i], 0x20)); });
+    unroll<4>([&](auto i) { _mm256_storeu_ps(tile + (k + 4 + i) * R, _mm256_permute2f128_ps(u[i], u[4 + i], 0x31)); });
+  }
+  for (; k < K; ++k) unroll<R>([&](auto r) { tile[k * R + r] = x[r][k]; });
+}
+
+using PackFunction = void (*)(const float* const*, int64_t, float*);
+constexpr PackFunction kPackFunctions[kTileRows + 1] = {nullptr, pack_tile<1>, pack_tile<2>, pack_tile<3>, pack_tile<4>, pack_tile<5>, pack_tile<6>};
+
+void pack(const RowSource& x, int64_t num_rows, int64_t K, Range tiles, float* packed) {
+  for (int64_t t = tiles.begin; t < tiles.end; ++t) {
+    const Range rows = row_tile(num_rows, t);
+    const float* source[kTileRows] = {};
+    for (int64_t r = 0; r < rows.size(); ++r) source[r] = x.row(rows.begin + r);
+    kPackFunctions[rows.size()](source, K, packed + rows.begin * K);
   }
 }
 
 }  // namespace
 
-LinearKernels linear_kernels_avx2() { return {.max_gemv_rows = 6, .pack = pack_rows_scalar, .gemm = gemm, .gemv = gemv}; }
+LinearKernels linear_kernels_avx2() { return {.max_gemv_rows = 6, .pack = pack, .gemm = gemm, .gemv = gemv}; }
 
 }  // namespace fmo
