@@ -10,6 +10,7 @@ shrunk less. Nothing here knows an architecture: only the names that configs use
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -63,15 +64,13 @@ class Twin:
 
 def make_twin(traced: TracedModel, dtype: str, folder: Path, seed: int = 0) -> Twin:
     """Builds, saves and compiles a twin of the traced model below `folder`, through the same pipeline."""
-    config = _first_faithful_config(traced)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    twin = trace_twin(traced)
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(twin.config), dtype=torch.float32, attn_implementation="eager").eval()
     randomise(model, seed)
     checkpoint_dir, artifact_dir = folder / "checkpoint", folder / "artifact"
     model.save_pretrained(checkpoint_dir)
     del model
     source = load_source(str(checkpoint_dir))
-    twin = trace_model(source, max_context_len=_twin_context_len(traced))
     checkpoint = Checkpoint(source, twin)
     checkpoint.verify()
     artifact_dir.mkdir()
@@ -111,25 +110,22 @@ def _features(node: Node) -> tuple[Any, ...]:
     return (node.op, *(value if isinstance(value, str) else bool(value) for value in attrs))
 
 
-def _twin_context_len(traced: TracedModel) -> int:
-    """The real context: it chooses the rotary table. Learned positions keep their table size, so it is never too long."""
-    return traced.max_context_len
+def trace_twin(traced: TracedModel) -> TracedModel:
+    """The smallest shrunk model whose traced layers are of the same kinds as the real ones, with the same choice of rotary tables.
 
-
-def _first_faithful_config(traced: TracedModel) -> PreTrainedConfig:
-    """The smallest shrunk config whose traced layers are of the same kinds as the real ones."""
+    Raises SelfCheckFailed where there is none."""
     kinds = layer_kinds(traced.graph)
     reasons = []
     for config_dict in _candidates(traced.config, _prefix_with_all(kinds)):
         try:
             config = type(traced.config).from_dict(config_dict)
-            twin = trace_model(config, max_context_len=_twin_context_len(traced))
+            twin = trace_model(config, max_context_len=traced.max_context_len)
         except (FmoError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
             reasons.append((str(error).splitlines() or [type(error).__name__])[0])
             continue
         missing = set(kinds) - set(layer_kinds(twin.graph))
         if not missing:
-            return config
+            return twin
         reasons.append(f"{len(missing)} of {len(set(kinds))} kinds of layers would not occur in it")
     what = f"no small twin of this {traced.architecture} can be made: {'; '.join(dict.fromkeys(reasons))}"
     hint = "compile where the whole model fits in memory in float32, or use --no-self-check, which is recorded in the artifact"
@@ -143,7 +139,15 @@ def _prefix_with_all(kinds: list[Kind]) -> int:
 
 
 def _candidates(config: PreTrainedConfig, num_layers: int) -> Iterator[dict[str, Any]]:
-    """Shrunk configs, the smallest first."""
+    """Shrunk configs, the smallest first, each once."""
+    seen: list[dict[str, Any]] = []
+    for shrunk in _shrunk_more_or_less(config, num_layers):
+        if shrunk not in seen:
+            seen.append(shrunk)
+            yield copy.deepcopy(shrunk)
+
+
+def _shrunk_more_or_less(config: PreTrainedConfig, num_layers: int) -> Iterator[dict[str, Any]]:
     own_name: Mapping[str, str] = type(config).attribute_map or {}
     for is_narrow in (True, False):
         for layers in (num_layers, int(config.num_hidden_layers)):
