@@ -108,7 +108,7 @@ class Call:
         if size.node.expr == self.num_tokens.node.expr:
             return "num_tokens"
         raise self.unsupported(
-            f"a result has dims [{', '.join(map(str, fake.shape))}] with {self.num_tokens} tokens: they are merged with another dim"
+            f"a result has dims [{', '.join(map(str, fake.shape))}] with {self.num_tokens} tokens: its rows are not the tokens"
         )
 
     def dtype_of(self, fake: torch.Tensor) -> str:

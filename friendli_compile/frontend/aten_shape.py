@@ -174,19 +174,19 @@ def _repeat_interleave(call: Call, x: Value) -> Value:
 
 def _pad(call: Call, x: Value) -> Value:
     """constant_pad_nd: `pad` lists (before, after) from the last dim on."""
-    pad = call.args["pad"]
+    if call.args.get("mode", "constant") != "constant":
+        raise call.unsupported(f"padding with mode='{call.args['mode']}' has no translation")
+    pad, value = call.args["pad"], call.args.get("value") or 0
     for i in range(0, len(pad), 2):
-        dim = len(x.dims) - 1 - i // 2
-        parts = [x]
-        for amount, before in ((pad[i], True), (pad[i + 1], False)):
-            if amount < 0:
-                size = call.static(parts[0], dim)
-                parts = [call.slice(parts[0], dim, -amount if before else 0, size if before else size + amount)]
-            elif amount > 0:
-                call.static(x, dim)
-                block = call.filled((*x.dims[:dim], amount, *x.dims[dim + 1 :]), call.args.get("value") or 0, x.dtype)
-                parts = [block, *parts] if before else [*parts, block]
-        x = call.concat(parts, dim)
+        dim, before, after = len(x.dims) - 1 - i // 2, int(pad[i]), int(pad[i + 1])
+        if (before, after) == (0, 0):
+            continue
+        size = call.static(x, dim)
+        x = call.slice(x, dim, max(0, -before), size + min(0, after))
+        sides = [
+            [call.filled((*x.dims[:dim], amount, *x.dims[dim + 1 :]), value, x.dtype)] if amount > 0 else [] for amount in (before, after)
+        ]
+        x = call.concat([*sides[0], x, *sides[1]], dim)
     return x
 
 
@@ -249,6 +249,7 @@ TRANSLATIONS: dict[str, Translation] = {
     **dict.fromkeys(PIECES, _pieces),
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
     "slice": map_complex(_slice), "select": map_complex(_select), "stack": _stack, "repeat": map_complex(_repeat),
-    "repeat_interleave": map_complex(_repeat_interleave), "constant_pad_nd": map_complex(_pad), "slice_scatter": _slice_scatter,
+    "repeat_interleave": map_complex(_repeat_interleave), "constant_pad_nd": map_complex(_pad), "pad": map_complex(_pad),
+    "slice_scatter": _slice_scatter,
     "view_as_complex": _view_as_complex, "view_as_real": _view_as_real,
 }  # fmt: skip

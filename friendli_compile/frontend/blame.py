@@ -15,7 +15,8 @@ from ..errors import UnsupportedModel
 
 OWN_FRAMES = re.compile(r"/(friendli_compile|torch|sympy|contextlib|functools)(/|\.py)")
 PACKAGE_ROOT = re.compile(r".*/(?:site|dist)-packages/")
-MAX_REASON_CHARS = 300
+MAX_REASON_CHARS = 400
+PROBE_LENGTHS = (2, 3, 5, 8, 23, 25, 64, 100, 1000)  # numbers of tokens that a model must work for
 
 
 def shorten_path(path: str) -> str:
@@ -30,7 +31,7 @@ def blame(error: BaseException, model: torch.nn.Module | None, why: str) -> Unsu
     if refusal is not None:
         module, op, line = refusal.module or place[0], refusal.op, refusal.source_line or place[1]
         return UnsupportedModel(refusal.what, module=module, op=op, source_line=line, hint=refusal.hint)
-    return UnsupportedModel(f"{why}: {_reason(error)}", module=place[0], op=type(error).__name__, source_line=place[1])
+    return UnsupportedModel(f"{why}: {_reason(error)}", module=place[0], op=f"torch.export ({type(error).__name__})", source_line=place[1])
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -49,7 +50,7 @@ def _refusal(error: BaseException) -> UnsupportedModel | None:
 
 def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
+    text = " ".join(lines[:2]) if lines else type(error).__name__
     return text if len(text) <= MAX_REASON_CHARS else text[:MAX_REASON_CHARS] + " …"
 
 
@@ -72,18 +73,23 @@ def _model_frame(error: BaseException, model: torch.nn.Module | None) -> tuple[s
 
 @contextmanager
 def watch_lengths(model: torch.nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """While it is open, lists the modules that fix the number of tokens, as (module path, file:line), innermost first.
+    """While it is open, lists the modules that restrict the number of tokens, as (module path, file:line), innermost first.
 
-    They are given a tensor of dynamic size and afterwards that size is a number: their code works for one length only."""
+    They are given a tensor of dynamic size, and leave a condition on that size that some lengths do not meet."""
     found: list[tuple[str, str]] = []
-    was_dynamic: list[bool] = []
+    entered: list[tuple[torch.SymInt | None, int]] = []  # a size that is a symbol, and how many conditions there were
 
     def before(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        was_dynamic.append(_is_dynamic((args, kwargs)))
+        size = _symbolic_size((args, kwargs))
+        entered.append((size, 0 if size is None else len(size.node.shape_env.guards)))
 
     def after(path: str) -> Callable[..., None]:
         def check(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if was_dynamic.pop() and not _is_dynamic((args, kwargs)):
+            size, num_guards = entered.pop()
+            if size is None:
+                return
+            guards = size.node.shape_env.guards[num_guards:]
+            if size.node.maybe_as_int() is not None or any(_excludes_a_length(guard.expr) for guard in guards):
                 found.append((path, _definition(module)))
 
         return check
@@ -97,6 +103,12 @@ def watch_lengths(model: torch.nn.Module) -> Iterator[list[tuple[str, str]]]:
             hook.remove()
 
 
+def _excludes_a_length(condition: Any) -> bool:
+    """Whether a condition on one symbol is false for some number of tokens."""
+    symbols = list(condition.free_symbols)
+    return len(symbols) == 1 and any(condition.subs(symbols[0], length) == False for length in PROBE_LENGTHS)  # noqa: E712 — sympy's false
+
+
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
@@ -105,10 +117,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _is_dynamic(value: Any) -> bool:
-    """Whether a tensor in `value` has a size that is still a symbol."""
+def _symbolic_size(value: Any) -> torch.SymInt | None:
+    """A size of a tensor in `value` that is still a symbol."""
     sizes = (size for tensor in _tensors(value) for size in tensor.shape)
-    return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
+    return next((size for size in sizes if isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None), None)
 
 
 def _definition(module: torch.nn.Module) -> str:

@@ -78,10 +78,8 @@ class _Importer:
         return ids.meta["val"].shape[1]
 
     def _final(self, node: FxNode, result: Any) -> Value:
-        value = self.env.get(result)
-        if not isinstance(value, Value):
-            raise UnsupportedModel("the logits are not a plain tensor", op="output")
-        return value
+        call = Call("output", {}, Source(aten_op="output"), self.builder, self.num_tokens, None)
+        return call.real(self.env.get(result), "the result")
 
     # --- sources
 

@@ -190,7 +190,7 @@ def _export(model: PreTrainedModel) -> torch.export.ExportedProgram:
             refusal = blame(error, model, "the model's code cannot be traced for a packed batch of any length")
             if refusal.source_line or not fixed:
                 raise refusal from error
-            why = "this module works for one fixed number of tokens, not for a packed batch of any length"
+            why = "this module works for some numbers of tokens only, not for a packed batch of any length"
             raise UnsupportedModel(why, module=fixed[0][0], op=refusal.op, source_line=fixed[0][1]) from error
 
 

@@ -9,11 +9,14 @@ Not here: the comparison itself (test_parity.py) and real checkpoints.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from friendli_compile.frontend.trace import TracedModel, trace_model
 
 VOCAB_SIZE = 256
 MAX_CONTEXT_LEN = 512
@@ -160,6 +163,12 @@ def tiny_model(name: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=reference_attention(config)).eval()
     randomise(model, seed + 1)
     return model
+
+
+@functools.cache
+def traced(name: str) -> TracedModel:
+    """The tiny config of `name`, traced once per test run."""
+    return trace_model(tiny_config(name))
 
 
 def reference_attention(config: PreTrainedConfig) -> str:
