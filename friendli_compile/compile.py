@@ -246,9 +246,12 @@ def _first(value: Any) -> Any:
 
 def _tokenizer_notes(source: ModelSource) -> list[str]:
     names = {path.name for path in source.tokenizer_files}
-    if "tokenizer.json" not in names:
-        return ["the checkpoint has no tokenizer.json: the artifact can be served with token ids, not with text"]
-    return []
+    if "tokenizer.json" in names:
+        return []
+    note = "the checkpoint has no tokenizer.json: the artifact can be served with token ids, not with text"
+    if names & {"tokenizer.model", "vocab.json", "vocab.txt"}:
+        note += "; transformers can make one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+    return [note]
 
 
 def _print_calls(plan: Plan) -> None:
