@@ -253,6 +253,7 @@ def linear(operands: Operands, attrs: Attrs) -> list[Type]:
     x, w, bias = present(operands[0]), present(operands[1]), operands[2]
     require(len(x.dims) >= 1 and len(w.dims) == 2 and x.dims[-1] == w.dims[1], f"linear: {x} and the weight {w} differ in the last dim")
     require(x.dtype == "f32", f"linear takes f32, not {x}")
+    require(isinstance(w.dims[0], int), f"linear: the weight {w} depends on the tokens")
     require(bias is None or bias.dims == (w.dims[0],), f"linear: bias {bias} does not fit the weight {w}")
     return [((*x.dims[:-1], w.dims[0]), "f32")]
 
