@@ -101,7 +101,7 @@ class StreamedReference:
 
     def _tensor(self, full_name: str) -> torch.Tensor:
         name = self._traced.tied.get(full_name, full_name)
-        tensor = torch.from_numpy(np.array(self._read(name), dtype=np.float32))
+        tensor = torch.from_numpy(np.require(self._read(name), np.float32, ["C", "W"]))
         return tensor.to(torch.bfloat16).to(torch.float32) if name in self._rounded else tensor
 
 
