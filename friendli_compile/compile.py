@@ -76,31 +76,37 @@ class CompileReport:
 def compile_model(options: CompileOptions, progress: Progress | None = None) -> CompileReport:
     """Compiles a model. Raises FmoError (three parts) and leaves nothing behind when it fails."""
     progress = progress or Progress()
-    notes: list[str] = []
     with OutputFolder(options.output_dir, replace=options.force) as folder:
         with progress.phase("load"):
             source = load_source(options.model, revision=options.revision)
         with progress.phase("trace") as phase:
             traced = trace_model(source, max_context_len=options.max_context_len)
             phase.detail = f"{traced.architecture}, {traced.num_params / 1e6:,.1f} M parameters, {len(traced.graph.nodes)} nodes"
-        checkpoint = Checkpoint(source, traced)
-        checkpoint.verify()
-        dtype = choose_dtype(options.dtype, source, checkpoint, traced, notes)
-        plan = plan_model(traced, dtype, progress)
-        notes += [*traced.notes, *_tokenizer_notes(source)]
-        for note in notes:
-            progress.note(note)
-        with progress.phase("pack") as phase:
-            _pack(folder.path, plan, checkpoint, phase)
-            writer.copy_tokenizer(folder.path, source.tokenizer_files)
-        head = _manifest_head(options, source, traced, dtype)
-        report = make_report(plan, notes)
-        head["self_check"] = _self_check(options, folder.path, source, traced, checkpoint, dtype, progress)
-        report["self_check"] = head["self_check"]
-        with progress.phase("write"):
-            writer.write_report(folder.path, report)
-            writer.write_manifest(folder.path, head)
-            folder.commit()
+        return build_artifact(folder, options, source, traced, progress)
+
+
+def build_artifact(
+    folder: OutputFolder, options: CompileOptions, source: ModelSource, traced: TracedModel, progress: Progress
+) -> CompileReport:
+    """Fills the open `folder` from a traced model, checks the result and commits it."""
+    notes: list[str] = []
+    checkpoint = Checkpoint(source, traced)
+    checkpoint.verify()
+    dtype = choose_dtype(options.dtype, checkpoint, traced, notes)
+    plan = plan_model(traced, dtype, progress)
+    notes += [*traced.notes, *_tokenizer_notes(source)]
+    for note in notes:
+        progress.note(note)
+    with progress.phase("pack") as phase:
+        _pack(folder.path, plan, checkpoint, phase)
+        writer.copy_tokenizer(folder.path, source.tokenizer_files)
+    head = _manifest_head(options, source, traced, dtype)
+    head["self_check"] = _self_check(options, folder.path, source, traced, checkpoint, dtype, progress)
+    report = make_report(plan, notes) | {"self_check": head["self_check"]}
+    with progress.phase("write"):
+        writer.write_report(folder.path, report)
+        writer.write_manifest(folder.path, head)
+        folder.commit()
     return CompileReport(folder.target, head, report, dict(progress.seconds), notes)
 
 
@@ -124,7 +130,7 @@ def _run_passes(traced: TracedModel) -> Graph:
         raise UnsupportedModel(error.what, source_line=error.where, hint=error.try_) from error
 
 
-def choose_dtype(wanted: str | None, source: ModelSource, checkpoint: Checkpoint, traced: TracedModel, notes: list[str]) -> str:
+def choose_dtype(wanted: str | None, checkpoint: Checkpoint, traced: TracedModel, notes: list[str]) -> str:
     """`wanted`, or what most parameters of the checkpoint are stored as; half precision becomes fp32, which holds it exactly."""
     if wanted is not None:
         if wanted not in DTYPES:

@@ -14,9 +14,12 @@ import pytest
 import torch
 from friendli_runtime.artifact import Artifact
 from friendli_runtime.executor import load_executor
-from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE, tiny_model
+from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE, tiny_model, traced
 
-from friendli_compile.compile import CompileOptions, compile_model
+from friendli_compile.artifact.folder import OutputFolder
+from friendli_compile.compile import CompileOptions, build_artifact
+from friendli_compile.frontend.source import load_source
+from friendli_compile.progress import Progress
 
 from .features import features_of
 from .packed import run_greedy
@@ -38,7 +41,9 @@ def names() -> list[object]:
 def test_the_artifact_gives_the_logits_and_greedy_tokens_of_transformers(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     model.save_pretrained(tmp_path / "model")
-    compile_model(CompileOptions(model=str(tmp_path / "model"), output_dir=tmp_path / "artifact", dtype="fp32", self_check=False))
+    options = CompileOptions(model=str(tmp_path / "model"), output_dir=tmp_path / "artifact", dtype="fp32", self_check=False)
+    with OutputFolder(options.output_dir, replace=False) as folder:
+        build_artifact(folder, options, load_source(options.model), traced(name), Progress())
     artifact = Artifact.open(tmp_path / "artifact")
     prompts = [np.random.default_rng(i).integers(3, VOCAB_SIZE, length).tolist() for i, length in enumerate(PROMPT_LENGTHS)]
     executor = load_executor(artifact, max_num_tokens=64, max_num_logits=64, num_blocks=64)
