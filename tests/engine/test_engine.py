@@ -20,7 +20,7 @@ TIMEOUT_S = 60
 class Collector:
     """A sink that remembers what it got and on which thread, and knows when all samples have ended."""
 
-    def __init__(self, num_samples: int = 1, react: Callable[[TokenOutput], None] | None = None) -> None:
+    def __init__(self, num_samples: int = 1, react: Callable[[TokenOutput], object] | None = None) -> None:
         self.outputs: list[TokenOutput] = []
         self.batches: list[list[TokenOutput]] = []
         self.threads: set[str] = set()
@@ -98,21 +98,27 @@ def test_one_call_of_the_sink_carries_all_samples_of_a_step_and_the_batch_hook_f
     assert calls[-1] == "end" and calls.count("end") == len(sink.batches)
 
 
-def test_cancelling_from_a_sink_ends_the_request_soon():
+def model_that_waits_for(event: threading.Event) -> HashModel:
+    """Its third step ends only after the event, so that what a sink does about the first two steps is not too late."""
     model = HashModel(num_blocks=64)
-    with make_engine(model) as engine:
-        sink = Collector(react=lambda output: engine.cancel(request_id[0]) if output.token_id is not None else None)
-        request_id = []
-        other = Collector()
-        request_id.append(engine.submit([1], SamplingParams(seed=0), sink))
+    model.during_forward = lambda: event.wait(TIMEOUT_S) if model.num_forwards == 3 else None
+    return model
+
+
+def test_cancelling_from_a_sink_ends_the_request_and_no_other():
+    is_cancelled = threading.Event()
+    with make_engine(model_that_waits_for(is_cancelled)) as engine:
+        sink, other = Collector(react=lambda _: (engine.cancel(1), is_cancelled.set())), Collector()
+        engine.submit([1], SamplingParams(seed=0), sink)
         engine.submit([2], SamplingParams(seed=0, max_tokens=20), other)
         assert sink.wait().outputs[-1].finish_reason == "cancelled"
         assert len(other.wait().tokens()) == 20
 
 
 def test_cancelling_one_sample_leaves_its_siblings():
-    with make_engine() as engine:
-        sink = Collector(2, lambda output: engine.cancel_sample(1, 0))
+    is_cancelled = threading.Event()
+    with make_engine(model_that_waits_for(is_cancelled)) as engine:
+        sink = Collector(2, lambda _: (engine.cancel_sample(1, 0), is_cancelled.set()))
         engine.submit([1], SamplingParams(n=2, seed=0, max_tokens=30), sink)
         sink.wait()
     reasons = {output.sample_idx: output.finish_reason for output in sink.outputs if output.finish_reason}
