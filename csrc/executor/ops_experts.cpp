@@ -85,9 +85,10 @@ void group_pairs(const Experts& e, const Step& step, Range tokens, const Experts
 void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsWorkspace& w, RowSource x, const PanelWeight& weight,
                   int64_t expert_bytes, const float* bias, float* y, int64_t y_stride) {
   const auto rows_of = [&](int64_t expert) { return Range{w.begins[expert], w.begins[expert + 1]}; };
+  const int64_t max_gemv_rows = e.linear.max_gemv_rows(weight.dtype);
   for (int64_t expert = 0; expert < e.num_experts; ++expert) {
     const Range rows = rows_of(expert);
-    if (rows.size() <= e.linear.max_gemv_rows) continue;
+    if (rows.size() <= max_gemv_rows) continue;
     const Range tiles = split(num_row_tiles(rows.size()), thread, step.num_threads);
     e.linear.pack(x.from(rows.begin), rows.size(), weight.K, tiles, w.packed + rows.begin * weight.K);
   }
@@ -99,7 +100,7 @@ void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsW
     const PanelWeight one = e.expert(weight, expert, expert_bytes);
     const float* expert_bias = bias == nullptr ? nullptr : bias + expert * weight.N;
     float* out = y + rows.begin * y_stride;
-    if (rows.size() <= e.linear.max_gemv_rows) {
+    if (rows.size() <= max_gemv_rows) {
       e.linear.gemv(x.from(rows.begin), rows.size(), one, panels, expert_bias, out, y_stride);
     } else {
       e.linear.gemm(w.packed + rows.begin * weight.K, rows.size(), one, panels, expert_bias, out, y_stride);

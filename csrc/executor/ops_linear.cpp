@@ -27,7 +27,7 @@ int64_t packed_bytes(int64_t max_rows, int64_t K) { return checked_mul(std::min(
 
 void linear_rows(const LinearKernels& kernels, const LinearRows& job, const Step& step, int thread, float* packed) {
   const Range panels = split(job.w.num_panels(), thread, step.num_threads);
-  if (job.num_rows <= kernels.max_gemv_rows) {
+  if (job.num_rows <= kernels.max_gemv_rows(job.w.dtype)) {
     if (job.num_rows > 0) kernels.gemv(job.x, job.num_rows, job.w, panels, job.bias, job.y, job.y_stride);
     return;
   }

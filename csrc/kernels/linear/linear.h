@@ -51,7 +51,7 @@ inline Range row_tile(int64_t num_rows, int64_t tile) {
 }
 
 struct LinearKernels {
-  int64_t max_gemv_rows = 0;
+  int64_t (*max_gemv_rows)(DType dtype) = nullptr;
   // packed [num_rows, K] floats, tile t at row_tile(t).begin * K.
   void (*pack)(const RowSource& x, int64_t num_rows, int64_t K, Range tiles, float* packed) = nullptr;
   void (*gemm)(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) = nullptr;

@@ -65,6 +65,6 @@ void pack_rows_scalar(const RowSource& x, int64_t num_rows, int64_t K, Range til
   }
 }
 
-LinearKernels linear_kernels_scalar() { return {.max_gemv_rows = 4, .pack = pack_rows_scalar, .gemm = gemm, .gemv = gemv}; }
+LinearKernels linear_kernels_scalar() { return {.max_gemv_rows = [](DType) -> int64_t { return 4; }, .pack = pack_rows_scalar, .gemm = gemm, .gemv = gemv}; }
 
 }  // namespace fmo
