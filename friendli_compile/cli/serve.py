@@ -77,7 +77,6 @@ def serve(
     from friendli_runtime.server.serve import ServeOptions
     from friendli_runtime.server.serve import serve as run_server
 
-    api_key = api_key_file.read_text().strip() if api_key_file is not None else os.environ.get("FMO_API_KEY") or None
     options = ServeOptions(
         artifact=artifact,
         host=host,
@@ -96,10 +95,21 @@ def serve(
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
         app=AppOptions(
             limits=limits_from(limits),
-            api_key=api_key,
+            api_key=_api_key(api_key_file),
             request_timeout_s=timeout_microseconds * 1e-6,
             num_request_threads=num_request_threads,
             max_queue_len=max_queue_len,
         ),
     )
     return run_server(options, lambda line: click.echo(line, err=True))
+
+
+def _api_key(file: Path | None) -> str | None:
+    """The key of the file, else of the environment; None: anybody may ask. An empty key would let everybody in and is refused."""
+    from friendli_runtime.errors import ConfigError
+
+    key = file.read_text().strip() if file is not None else os.environ.get("FMO_API_KEY")
+    if key == "":
+        where = "--api-key-file" if file is not None else "FMO_API_KEY"
+        raise ConfigError("the API key is empty", where=where, hint="write a key, or leave the option out to serve without keys")
+    return key

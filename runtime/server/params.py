@@ -55,6 +55,8 @@ def sampling_fields(request: GenerationRequest, limits: Limits) -> dict[str, Any
     values["eos_token_ids"] = tuple(request.eos_token or ())
     _check_count("logit_bias", request.logit_bias or {}, limits.max_logit_bias)
     values["logit_bias"] = {_token_id(key): bias for key, bias in (request.logit_bias or {}).items()}
+    if request.timeout_microseconds is not None and request.timeout_microseconds < 0:
+        raise invalid_value(f"'timeout_microseconds' is {request.timeout_microseconds}, expected 0 or more", "timeout_microseconds")
     if request.stream_options is not None and not request.stream:
         raise invalid_value("'stream_options' is only allowed with 'stream': true", "stream_options")
     return values

@@ -45,9 +45,9 @@ class Process:
         return self.popen.wait(timeout=60)
 
 
-def serve(artifact: Path, *options: str) -> Process:
-    """Starts `fmo serve` on free ports and waits until it says where."""
-    command = [*FMO, "serve", str(artifact), "--web-server-port", "0", "--metrics-port", "0", "--num-threads", "1", *options]
+def serve(artifact: Path, *options: str, python: str = sys.executable) -> Process:
+    """Starts `fmo serve` on free ports, with the packages of the interpreter `python`, and waits until it says where."""
+    command = [python, *FMO[1:], "serve", str(artifact), "--web-server-port", "0", "--metrics-port", "0", "--num-threads", "1", *options]
     popen = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert popen.stderr is not None
     process = Process(popen)

@@ -1,6 +1,7 @@
 """`fmo serve` as people run it: a process on a real artifact, real clients, real signals."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ from models.scripted import script_tag
 
 from .served import FMO, Process, scripted_artifact, serve
 from .test_completions import frames
+from .test_lifetime import eventually
 
 SENTENCE = "héllo 🙂 world, " * 3
 
@@ -88,10 +90,7 @@ def test_a_client_that_leaves_frees_the_engine(process: Process) -> None:
     with socket.create_connection(("127.0.0.1", int(process.url.rsplit(":", 1)[1]))) as sock:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         assert sock.recv(100)
-    deadline = time.monotonic() + 20
-    while "friendli_current_items 0\n" not in httpx.get(process.metrics_url + "/metrics").text:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually(lambda: "friendli_current_items 0\n" in httpx.get(process.metrics_url + "/metrics").text, "nothing runs any more")
 
 
 def test_bad_requests_leave_the_server_working(process: Process) -> None:
@@ -134,6 +133,28 @@ def test_requests_past_the_drain_timeout_are_cut_off_and_the_exit_code_says_so()
         rest = "".join(lines)
     assert process.popen.wait(timeout=60) == 4
     assert "shutting down" in rest and "[DONE]" not in rest
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    process = serve(scripted_artifact(), "--drain-timeout", "600")
+    with httpx.stream("POST", process.url + "/v1/completions", json={"prompt": "a", "ignore_eos": True, "stream": True}) as response:
+        lines = response.iter_lines()
+        next(lines)
+        process.popen.send_signal(signal.SIGTERM)
+        eventually(lambda: any(line.startswith("stopping") for line in process.lines), "the server says that it stops")
+        process.popen.send_signal(signal.SIGTERM)
+        assert process.popen.wait(timeout=60) == 4
+
+
+def test_a_damaged_artifact_is_refused_by_file_name(tmp_path: Path) -> None:
+    folder = shutil.copytree(scripted_artifact(), tmp_path / "artifact")
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 1
+    weights.write_bytes(data)
+    command = [*FMO, "serve", str(folder), "--web-server-port", "0", "--metrics-port", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and weights.name in result.stderr and "Traceback" not in result.stderr
 
 
 def test_serving_loads_no_compiler_package() -> None:
