@@ -2,7 +2,7 @@
 
 from friendli_runtime import LLM, SamplingParams
 with LLM("build/stdlib-coder") as llm:
-    print(llm.generate("def ", SamplingParams(max_tokens=32))[0].outputs[0].text)
+    print(llm.generate("def ", SamplingParams(max_tokens=32))[0].text)
 """
 
 from importlib import import_module

@@ -2,7 +2,7 @@
 
     with LLM("build/stdlib-coder") as llm:
         for output in llm.generate(["def ", "class "], SamplingParams(max_tokens=32)):
-            print(output.outputs[0].text)
+            print(output.text)
         for delta in llm.stream("import ", SamplingParams(max_tokens=32)):
             print(delta.text, end="")
 
@@ -52,6 +52,11 @@ class RequestOutput:
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        """The text of the first sample."""
+        return self.outputs[0].text
 
 
 @dataclass(slots=True)

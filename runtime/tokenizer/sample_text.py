@@ -87,6 +87,8 @@ class SampleText:
         if output.finish_reason == "stop" and output.token_id in self._end_ids:
             released, self._held_tokens = self._held_tokens, []
             return released
+        if not self._end_sequences:
+            return [output] if output.token_id is not None else []
         held = self._held_tokens if output.token_id is None else [*self._held_tokens, output]
         num_kept = 0 if output.finish_reason else self._partial_len(held)
         num_dropped = self._ended_len(held) if output.finish_reason == "stop" else 0

@@ -23,6 +23,7 @@ def test_one_text_gives_one_output(llm: LLM) -> None:
     prompt = script_tag("héllo 🙂") + GO
     (output,) = llm.generate(prompt, GREEDY)
     assert output.prompt == prompt and output.prompt_token_ids == llm.tokenizer.encode(prompt)
+    assert output.text == output.outputs[0].text
     assert (output.outputs[0].text, output.outputs[0].finish_reason) == ("héllo 🙂", "stop")
     assert output.outputs[0].token_ids == llm.tokenizer.encode("héllo 🙂", add_special_tokens=False)
 
