@@ -192,8 +192,7 @@ class _Importer:
     def _in_place(self, node: FxNode, call: Call) -> None:
         """x.op_(…): the result replaces x under every name that x has."""
         target: Any = node.args[0]
-        if self.aliases.group[target].op == "placeholder":
-            raise call.unsupported(f"{self.aliases.group[target].name} is written to, so one step would change the next")
+        self._require_no_state(target, call)
         if call.name == "copy":
             self._copy_into(node, target, call)
             return
@@ -205,6 +204,12 @@ class _Importer:
                 raise call.unsupported("a tensor is changed in place while a view of it is still used")
             self.env[member] = new
         self.env[target] = new
+
+    def _require_no_state(self, target: FxNode, call: Call) -> None:
+        """Inputs, parameters and buffers must not be written to."""
+        origin = self.aliases.group[target]
+        if origin.op == "placeholder":
+            raise call.unsupported(f"{origin.name} is written to, so one step would change the next")
 
     def _copy_into(self, node: FxNode, target: FxNode, call: Call) -> None:
         """target.copy_(src): target is a whole tensor, or a slice of one that is rebuilt around `src`."""

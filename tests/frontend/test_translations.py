@@ -144,7 +144,7 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "a view of a tensor that is changed in place": (lambda x, p: stale_view(x), "changed in place"),
     "a tensor that is read before it is filled": (lambda x, p: half_filled(x) * 2, "before all of it is written"),
     "the first token only": (lambda x, p: x[:, 0], "mix sequences"),
-    "every token but the first": (lambda x, p: x[:, 1:], "rows are not the tokens"),
+    "every token but the first": (lambda x, p: x[:, 1:], "belong to several sequences"),
     "tokens merged with heads": (lambda x, p: x.view(-1, 4), "rows are not the tokens"),
     "the number of tokens as a number": (lambda x, p: x / x.shape[1], "num_tokens|no translation|has no"),
     "dropout that is on": (lambda x, p: F.dropout(x, 0.5, training=True), "eval mode"),
