@@ -41,7 +41,7 @@ from ..ir.rewrite import Inputs, Replacement, Rewriter, rewrite
 
 MAX_NODES = 12  # the longest spelling of gelu_tanh has 9
 _ROOTS = frozenset(f"ew.{name}" for name in ("mul", "div", "add", "log", "log1p", "where"))
-_PROBES = np.concatenate([np.linspace(-8.03, 8.01, 41), [1e-3, -1e-3, 20.5, -20.5, 60.0, -60.0]])
+_PROBES = np.concatenate([np.linspace(-8.03, 8.01, 41), [1e-3, -1e-3, 20.5, -20.5, 60.0, -60.0, 1e3, -1e3, 1e5, -1e5]])
 _TOLERANCE = 2e-6  # of 1 + |value|; gelu and gelu_tanh differ by 4.7e-4
 _NAMED = {name: UNARY[name](_PROBES) for name in ("silu", "gelu", "gelu_tanh", "softplus", "sigmoid", "relu")}
 

@@ -14,8 +14,7 @@ from friendli_compile.passes import run_pipeline
 from .running import logits_of, random_params, relative_error
 
 TOKENS = "num_tokens"
-HEADS, HEAD_DIM = 3, 4
-WIDTH = HEADS * HEAD_DIM
+WIDTH = 12
 UNARY = ["neg", "abs", "square", "tanh", "sigmoid", "relu", "silu", "gelu", "gelu_tanh", "sin", "cos"]
 
 
@@ -24,6 +23,8 @@ class _RandomGraph:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
+        self.num_heads = int(self.rng.choice([1, 3]))  # a single head is a dim of size 1 that is not the batch
+        self.head_dim = WIDTH // self.num_heads
         self.b = GraphBuilder()
         self.num_params = 0
         self.kv_layer = 0
@@ -79,7 +80,7 @@ class _RandomGraph:
         return self.b.add("ew.add", [x, self.b.add("ew.mul", parts)])
 
     def heads(self, x: Value) -> Value:
-        return self.b.add("tensor.permute", [self.reshape(x, 1, TOKENS, HEADS, HEAD_DIM)], {"perm": (0, 2, 1, 3)})
+        return self.b.add("tensor.permute", [self.reshape(x, 1, TOKENS, self.num_heads, self.head_dim)], {"perm": (0, 2, 1, 3)})
 
     def reshape(self, x: Value, *dims: Dim) -> Value:
         return self.b.add("tensor.reshape", [x], {"dims": dims})
@@ -89,13 +90,13 @@ class _RandomGraph:
 
     def through_heads(self, x: Value) -> Value:
         """Per-head weights in the order [heads, 1, dim], and a per-head projection."""
-        y = self.b.add("ew.mul", [self.heads(x), self.param(HEADS, 1, HEAD_DIM)])
-        y = self.b.add("tensor.matmul", [y, self.param(HEADS, HEAD_DIM, HEAD_DIM)])
+        y = self.b.add("ew.mul", [self.heads(x), self.param(self.num_heads, 1, self.head_dim)])
+        y = self.b.add("tensor.matmul", [y, self.param(self.num_heads, self.head_dim, self.head_dim)])
         return self.merged(y)
 
     def attention(self, x: Value) -> Value:
         q, k, v = (self.heads(self.b.add("nn.linear", [x, self.param(WIDTH, WIDTH)])) for _ in range(3))
-        if self.rng.integers(2):
+        if self.rng.integers(2):  # one KV head
             k, v = (self.b.add("tensor.slice", [y], {"dim": 1, "start": 0, "stop": 1}) for y in (k, v))
         y = self.b.add("attn.paged", [q, k, v], {"scale": 0.5, "kv_layer": self.kv_layer, "window": int(self.rng.integers(2)) * 4})
         self.kv_layer += 1
@@ -107,13 +108,13 @@ class _RandomGraph:
     def topk(self, x: Value) -> Value:
         """A router: the best of the heads per dim, spread out again."""
         heads = self.heads(x)
-        values, indices = self.b.add("tensor.topk", [heads], {"k": 2, "dim": 1})
-        zeros = self.b.add("tensor.full", [], {"dims": (1, HEADS, TOKENS, HEAD_DIM), "value": 0.0, "dtype": "f32"})
+        values, indices = self.b.add("tensor.topk", [heads], {"k": min(2, self.num_heads), "dim": 1})
+        zeros = self.b.add("tensor.full", [], {"dims": (1, self.num_heads, TOKENS, self.head_dim), "value": 0.0, "dtype": "f32"})
         return self.merged(self.b.add("tensor.scatter", [zeros, indices, values], {"dim": 1}))
 
     def rotate(self, x: Value) -> Value:
         """A rotary embedding with the cos and sin of the values themselves, in one of three spellings."""
-        heads, half = self.heads(x), HEAD_DIM // 2
+        heads, half = self.heads(x), self.head_dim // 2
         angle = self.b.add("tensor.slice", [x], {"dim": 2, "start": 0, "stop": half})
         first, second = (self.b.add("tensor.slice", [heads], {"dim": 3, "start": s, "stop": s + half}) for s in (0, half))
         if self.rng.integers(2):
@@ -123,7 +124,7 @@ class _RandomGraph:
             b = self.b.add("ew.add", [self.b.add("ew.mul", [second, cos]), self.b.add("ew.mul", [first, sin])])
             return self.merged(self.b.add("tensor.concat", [a, b], {"dim": -1}))
         other = angle if self.rng.integers(2) else self.b.add("tensor.slice", [x], {"dim": 2, "start": 1, "stop": 1 + half})
-        table = self.reshape(self.b.add("tensor.concat", [angle, other], {"dim": -1}), 1, 1, TOKENS, HEAD_DIM)
+        table = self.reshape(self.b.add("tensor.concat", [angle, other], {"dim": -1}), 1, 1, TOKENS, self.head_dim)
         rotated = self.b.add("tensor.concat", [self.b.add("ew.neg", [second]), first], {"dim": -1})
         cos, sin = self.b.add("ew.cos", [table]), self.b.add("ew.sin", [table])
         return self.merged(self.b.add("ew.add", [self.b.add("ew.mul", [heads, cos]), self.b.add("ew.mul", [rotated, sin])]))
@@ -137,7 +138,7 @@ class _RandomGraph:
     def reduce(self, x: Value) -> Value:
         op = self.rng.choice(["sum", "max", "min", "mean"])
         reduced = self.b.add(f"reduce.{op}", [self.heads(x)], {"dim": 1, "keepdim": True})
-        widened = self.b.add("tensor.expand", [reduced], {"dims": (1, HEADS, TOKENS, HEAD_DIM)})
+        widened = self.b.add("tensor.expand", [reduced], {"dims": (1, self.num_heads, TOKENS, self.head_dim)})
         return self.b.add("ew.add", [x, self.merged(widened)])
 
 
