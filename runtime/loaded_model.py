@@ -62,6 +62,8 @@ class LoadedModel:
     engine: Engine
     tokenizer: Tokenizer | None
     chat_template: ChatTemplate | None
+    kv_cache_tokens: int
+    kv_cache_bytes: int
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -75,13 +77,15 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_b
     """Opens, checks and starts. Raises ArtifactError and its kinds, ConfigError."""
     artifact = Artifact.open(path)
     verification = artifact.start_verification()
+    num_blocks = num_kv_blocks(artifact, options)
     with ThreadPoolExecutor(1, "fmo-load-text") as pool:
         texts = pool.submit(_load_text, artifact, text)
-        engine = _open_engine(artifact, options, on_batch_end)
+        engine = _open_engine(artifact, options, num_blocks, on_batch_end)
         tokenizer, template = texts.result()
     verification.wait()
     engine.start()
-    return LoadedModel(artifact, engine, tokenizer, template)
+    block_bytes = kv_block_bytes(artifact, options.kv_dtype or artifact.kv_dtype)
+    return LoadedModel(artifact, engine, tokenizer, template, num_blocks * BLOCK_SIZE, num_blocks * block_bytes)
 
 
 def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | None, ChatTemplate | None]:
@@ -95,7 +99,7 @@ def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | No
     return tokenizer, load_chat_template(folder, tokenizer)
 
 
-def _open_engine(artifact: Artifact, options: EngineOptions, on_batch_end: Callable[[], None] | None) -> Engine:
+def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on_batch_end: Callable[[], None] | None) -> Engine:
     from .executor import load_executor
 
     if options.max_num_tokens < options.max_num_seqs:
@@ -110,7 +114,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, on_batch_end: Calla
         num_threads=options.num_threads,
         max_num_tokens=options.max_num_tokens,
         max_num_logits=options.max_num_seqs,
-        num_blocks=num_kv_blocks(artifact, options),
+        num_blocks=num_blocks,
         kv_dtype=kv_dtype,
     )
     return Engine(

@@ -107,7 +107,8 @@ class Bridge:
             self._note_started()
 
     def _note_started(self) -> None:
-        num_unstarted = int(self.engine.stats()["num_queued_requests"])
+        """Whatever the engine no longer counts as waiting was started since the last step; what was cancelled may still be counted."""
+        num_started = max(0, len(self._unstarted) - int(self.engine.stats()["num_queued_requests"]))
         now = time.monotonic()
-        for request_id in list(self._unstarted)[: len(self._unstarted) - num_unstarted]:
+        for request_id in list(self._unstarted)[:num_started]:
             self._on_first_schedule(now - self._unstarted.pop(request_id))

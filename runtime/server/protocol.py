@@ -7,8 +7,12 @@ exceeds a bound gets 431 or 408 and the connection is closed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
+from uvicorn import Config, Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .limits import Limits
@@ -79,10 +83,27 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
     return BoundedHttpProtocol
 
 
-def uvicorn_config(app: Any, limits: Limits) -> Any:
-    """A uvicorn configuration that adds nothing of its own: no logging set-up, no proxy headers, no lifespan."""
-    from uvicorn import Config
+class HttpServer(Server):
+    """Serves an app on a socket that is already listening. Leaves signals to the caller."""
 
+    def __init__(self, app: Any, limits: Limits, sock: socket.socket) -> None:
+        super().__init__(_config(app, limits))
+        self._socket = sock
+
+    async def run_on_socket(self) -> None:
+        """Until `stop`."""
+        await self.serve([self._socket])
+
+    def stop(self) -> None:
+        self.should_exit = self.force_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _config(app: Any, limits: Limits) -> Config:
+    """A configuration that adds nothing of its own: no logging set-up, no proxy headers, no lifespan."""
     return Config(
         app,
         http=bounded_protocol(limits),

@@ -13,12 +13,12 @@ import asyncio
 import errno
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .. import __version__
 from ..errors import ConfigError
@@ -31,6 +31,8 @@ from .errors import unavailable
 EXIT_OK = 0
 EXIT_CUT_OFF = 4
 _DRAIN_POLL_S = 0.02
+_OTHER_FILES = 256
+"""Open files that are not connections."""
 _ANSWER_GRACE_S = 1.0
 """After the drain timeout: what the last error answers get to leave the process."""
 
@@ -60,6 +62,8 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
     metrics: Metrics
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
     with web_socket, metrics_socket:
+        announce(f"opening {options.artifact}")
+        _allow_connections(options.app.limits.max_connections)
         loaded = open_model(options.artifact, options.engine, options.text, bridge.flush)
         model = served_model(loaded, options.served_model_name)
         metrics = Metrics(__version__, lambda: app.gauges())
@@ -117,13 +121,13 @@ async def _run(
     options: ServeOptions,
     announce: Callable[[str], None],
 ) -> int:
-    from .protocol import uvicorn_config
+    from .protocol import HttpServer
 
     app.bridge.attach(loaded.engine, asyncio.get_running_loop())
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would report every client that stops reading
     servers = [
-        _QuietServer.of(uvicorn_config(app, options.app.limits), web_socket),
-        _QuietServer.of(uvicorn_config(MetricsApp(app.metrics), options.app.limits), metrics_socket),
+        HttpServer(app, options.app.limits, web_socket),
+        HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),
     ]
     stopping = asyncio.Event()
     _install_signals(stopping)
@@ -155,6 +159,14 @@ async def _drain(app: App, timeout_s: float, announce: Callable[[str], None]) ->
     return num_cut_off
 
 
+def _allow_connections(max_connections: int) -> None:
+    """Raises the number of open files to what the connections may need, as far as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
 def _install_signals(stopping: asyncio.Event) -> None:
     """SIGTERM and SIGINT: once to stop in order, twice to stop at once. Other signals that would end a process are ignored."""
 
@@ -170,27 +182,6 @@ def _install_signals(stopping: asyncio.Event) -> None:
         loop.add_signal_handler(number, lambda: None)
 
 
-class _QuietServer:
-    """A uvicorn server on a socket that is already listening, without its signal handling."""
-
-    def __init__(self, server: Any, sock: socket.socket) -> None:
-        self._server = server
-        self._socket = sock
-
-    @classmethod
-    def of(cls, config: Any, sock: socket.socket) -> _QuietServer:
-        from uvicorn import Server
-
-        return cls(Server(config), sock)
-
-    async def run_on_socket(self) -> None:
-        await self._server._serve([self._socket])
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
-
-
 def _address(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -198,8 +189,10 @@ def _address(sock: socket.socket) -> str:
 
 def _notes(loaded: LoadedModel) -> list[str]:
     """What the operator should know before the first request."""
+    kv_mib = loaded.kv_cache_bytes / 2**20
+    notes = [f"KV cache: {loaded.kv_cache_tokens} tokens, {kv_mib:.0f} MiB; the longest request has {loaded.engine.max_total_len} tokens"]
     if loaded.tokenizer is None:
-        return ["note: the artifact has no tokenizer: only token ids ('tokens' of /v1/completions) are served"]
-    if loaded.chat_template is None:
-        return ["note: the artifact has no chat template: /v1/chat/completions is refused, /v1/completions works"]
-    return []
+        notes.append("note: the artifact has no tokenizer: only token ids ('tokens' of /v1/completions) are served")
+    elif loaded.chat_template is None:
+        notes.append("note: the artifact has no chat template: /v1/chat/completions is refused, /v1/completions works")
+    return notes

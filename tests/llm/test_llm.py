@@ -67,12 +67,12 @@ def test_each_prompt_may_have_its_own_params(llm: LLM) -> None:
 
 
 def test_a_seed_repeats_an_answer_whatever_runs_beside_it(llm: LLM) -> None:
-    params = SamplingParams(temperature=3.0, max_tokens=12, seed=42)
+    params = SamplingParams(temperature=50, max_tokens=12, seed=42)
     alone = llm.generate("abc", params)[0].outputs[0].token_ids
     together = llm.generate(["x" * i for i in range(1, 9)] + ["abc"], params)[-1].outputs[0].token_ids
     assert together == alone
-    free = llm.generate("abc", SamplingParams(temperature=3.0, max_tokens=12))[0].outputs[0]
-    again = llm.generate("abc", SamplingParams(temperature=3.0, max_tokens=12, seed=free.seed))[0].outputs[0]
+    free = llm.generate("abc", SamplingParams(temperature=50, max_tokens=12))[0].outputs[0]
+    again = llm.generate("abc", SamplingParams(temperature=50, max_tokens=12, seed=free.seed))[0].outputs[0]
     assert again.token_ids == free.token_ids
 
 

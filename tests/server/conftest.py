@@ -13,13 +13,12 @@ import pytest
 from friendli_runtime.metrics import Metrics
 from friendli_runtime.server.app import App, AppOptions, MetricsApp, ServedModel
 from friendli_runtime.server.bridge import Bridge
-from friendli_runtime.server.protocol import uvicorn_config
+from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from tokenizer.tokenizers_made_here import backend_json
 from tokenizers import Tokenizer as Backend
-from uvicorn import Server
 
 from .scripted_engine import ScriptedEngine
 
@@ -57,13 +56,14 @@ def start(
     metrics = Metrics("1.2.3", lambda: app.gauges())
     app = App(model, bridge, metrics, options or AppOptions())
     sockets = [bind("127.0.0.1", 0, "--web-server-port"), bind("127.0.0.1", 0, "--metrics-port")]
-    servers = [Server(uvicorn_config(target, app.options.limits)) for target in (app, MetricsApp(metrics))]
+    limits = app.options.limits
+    servers = [HttpServer(target, limits, sock) for target, sock in zip((app, MetricsApp(metrics)), sockets, strict=True)]
     is_up = threading.Event()
 
     async def run() -> None:
         bridge.attach(engine, asyncio.get_running_loop())
         is_up.set()
-        await asyncio.gather(*(server._serve([sock]) for server, sock in zip(servers, sockets, strict=True)))
+        await asyncio.gather(*(server.run_on_socket() for server in servers))
 
     urls = [f"http://127.0.0.1:{sock.getsockname()[1]}" for sock in sockets]
     engine.start()
@@ -75,7 +75,7 @@ def start(
     def stop() -> None:
         client.close()
         for server in servers:
-            server.should_exit = server.force_exit = True
+            server.stop()
         thread.join()
         engine.shutdown()
 
