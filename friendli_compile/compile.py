@@ -196,6 +196,7 @@ def _self_check(
 def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedModel, dtype: str) -> dict[str, Any]:
     config_bytes = (source.folder / "config.json").read_bytes()
     versions = installed_versions()
+    vocab_size = int(traced.graph.outputs[0].dims[-1])
     return {
         "fmo_version": versions["fmo"],
         "target": {"device": options.target, "arch": "x86-64", "isa_min": "scalar"},
@@ -204,10 +205,10 @@ def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedM
             "architecture": traced.architecture,
             "model_type": traced.config.model_type,
             "dtype": dtype,
-            "vocab_size": int(traced.graph.outputs[0].dims[-1]),
+            "vocab_size": vocab_size,
             "max_context_len": traced.max_context_len,
             "num_params": traced.num_params,
-            **special_token_ids(source),
+            **special_token_ids(source, vocab_size),
         },
         "provenance": {
             "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
@@ -226,7 +227,7 @@ def model_name(model: str) -> str:
     return path.parent.name if path.name.lower() in GENERIC_FOLDER_NAMES and path.parent.name else path.name
 
 
-def special_token_ids(source: ModelSource) -> dict[str, Any]:
+def special_token_ids(source: ModelSource, vocab_size: int) -> dict[str, Any]:
     """bos, eos (always a list) and pad: what generation_config.json says, else config.json."""
     found: dict[str, Any] = {key: getattr(source.config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     path = source.folder / "generation_config.json"
@@ -238,16 +239,14 @@ def special_token_ids(source: ModelSource) -> dict[str, Any]:
                 f"'{path.name}' is not JSON: {error}", where=str(path), hint="download the file again, or remove it"
             ) from None
         found |= {key: value for key, value in generation.items() if value is not None} if isinstance(generation, dict) else {}
-    eos = found.get("eos_token_id")
-    return {
-        "bos_token_id": _first(found.get("bos_token_id")),
-        "eos_token_ids": eos if isinstance(eos, list) else [] if eos is None else [eos],
-        "pad_token_id": _first(found.get("pad_token_id")),
-    }
+    bos, eos, pad = (_token_ids(found[key], vocab_size) for key in ("bos_token_id", "eos_token_id", "pad_token_id"))
+    return {"bos_token_id": bos[0] if bos else None, "eos_token_ids": eos, "pad_token_id": pad[0] if pad else None}
 
 
-def _first(value: Any) -> Any:
-    return (value[0] if value else None) if isinstance(value, list) else value
+def _token_ids(value: Any, vocab_size: int) -> list[int]:
+    """The ids among `value` (a number, a list, nothing) that are in the vocabulary: configs write -1 for "none"."""
+    values = value if isinstance(value, list) else [value]
+    return [token for token in values if type(token) is int and 0 <= token < vocab_size]
 
 
 def _tokenizer_notes(source: ModelSource) -> list[str]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import platform
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -35,6 +35,30 @@ ISA_FLAGS = {
 }
 _HASH_CHUNK_BYTES = 1 << 22
 _RECOMPILE = "copy or compile the artifact again"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 1 << 31
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 31
+
+
+MODEL_FACTS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str) and value != "",
+    "bos_token_id": lambda value: value is None or _is_token_id(value),
+    "pad_token_id": lambda value: value is None or _is_token_id(value),
+    "eos_token_ids": lambda value: isinstance(value, list) and all(map(_is_token_id, value)),
+}
+PLAN_FACTS: dict[str, Callable[[Any], bool]] = {
+    "vocab_size": _is_count,
+    "max_context_len": _is_count,
+    "kv_dtype": lambda value: value in ("f32", "bf16"),
+    "kv_layers": lambda value: isinstance(value, list),
+    "calls": lambda value: isinstance(value, list),
+    "weights": lambda value: isinstance(value, dict),
+}
 
 
 @dataclass(slots=True)
@@ -58,9 +82,11 @@ class Artifact:
         _require_hash(folder, PLAN, manifest["files"])
         plan = _read_json(folder / PLAN)
         _require_schema(plan, folder / PLAN)
+        _require_facts(manifest["model"], MODEL_FACTS, folder / MANIFEST)
+        _require_facts(plan, PLAN_FACTS, folder / PLAN)
         shards = sorted(name for name in manifest["files"] if name.endswith(".safetensors"))
         weights = locate_weights(folder / name for name in shards)
-        for name in plan.get("weights", {}):
+        for name in plan["weights"]:
             if name not in weights:
                 raise CorruptArtifact(f"weight '{name}' of the plan is in none of the files {shards}", where=str(folder), hint=_RECOMPILE)
         return Artifact(folder, manifest, plan, weights, manifest["model"])
@@ -216,6 +242,13 @@ def _require_target(manifest: Mapping[str, Any], path: Path) -> None:
         raise IncompatibleArtifact(what, where=str(path), hint=recompile)
 
 
+def _require_facts(facts: Mapping[str, Any], checks: Mapping[str, Callable[[Any], bool]], path: Path) -> None:
+    """Every fact of `checks` is there and has its form, so that nobody else has to look."""
+    for name, is_good in checks.items():
+        if not is_good(facts.get(name)):
+            raise CorruptArtifact(f"'{name}' is {facts.get(name)!r}", where=str(path), hint=_RECOMPILE)
+
+
 def _require_files(folder: Path, files: Mapping[str, Any]) -> None:
     """Every file of the manifest is there with its size; names stay inside of the folder."""
     if PLAN not in files:
@@ -226,10 +259,17 @@ def _require_files(folder: Path, files: Mapping[str, Any]) -> None:
         if not is_entry or not parts or PurePosixPath(name).is_absolute() or ".." in parts:
             raise CorruptArtifact(f"the entry of file '{name}' is malformed", where=str(folder / MANIFEST), hint=_RECOMPILE)
         path = folder / name
-        if not path.is_file():
+        if not _is_file(path):
             raise CorruptArtifact(f"'{name}' is missing", where=str(folder), hint=_RECOMPILE)
         if (num_bytes := path.stat().st_size) != entry["bytes"]:
             raise CorruptArtifact(f"'{name}' has {num_bytes} bytes, expected {entry['bytes']}", where=str(folder), hint=_RECOMPILE)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _require_hash(folder: Path, name: str, files: Mapping[str, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,13 @@ def test_a_malformed_manifest_is_a_clear_error(artifact: Path, text: str) -> Non
         Artifact.open(artifact)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
+def test_a_file_name_that_no_file_can_have_is_missing(artifact: Path, name: str) -> None:
+    edit_manifest(artifact, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
+    with pytest.raises(CorruptArtifact, match="is missing"):
+        Artifact.open(artifact)
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/hostname", ""])
 def test_file_names_cannot_leave_the_folder(artifact: Path, name: str) -> None:
     edit_manifest(artifact, lambda manifest: manifest["files"].update({name: {"sha256": "0" * 64, "bytes": 1}}))
@@ -170,3 +179,25 @@ def test_opening_needs_only_the_standard_library(artifact: Path) -> None:
     code += "print(*sorted({'torch','transformers','numpy','safetensors','friendli_compile'} & {m.split('.')[0] for m in sys.modules}))"
     result = subprocess.run([sys.executable, "-c", code, str(artifact)], check=True, capture_output=True, text=True)
     assert result.stdout.split() in ([], ["numpy"])
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_a_mutated_manifest_opens_or_is_refused_as_an_artifact_error(artifact: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    path = artifact / "manifest.json"
+    manifest = json.loads(path.read_text())
+    holder, key = rng.choice(list(places_in(manifest)))
+    holder[key] = rng.choice([None, True, -1, 10**30, 1.5, "", "x" * 300, "\0", "../x", [], {}, [None], {"a": 1}])
+    path.write_text(json.dumps(manifest))
+    with contextlib.suppress(ArtifactError):
+        opened = Artifact.open(artifact)
+        opened.verify()
+        assert isinstance(opened.name, str) and isinstance(opened.eos_token_ids, tuple)
+
+
+def places_in(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) of a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else []
+    for key, inner in list(items):
+        yield value, key
+        yield from places_in(inner)

@@ -89,11 +89,11 @@ def test_fp16_weights_a_missing_tokenizer_a_generation_config_and_a_skipped_self
     tensors = {name: tensor.half() for name, tensor in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "tokenizer.json").unlink()
-    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9], "bos_token_id": null}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9, 100000], "bos_token_id": null, "pad_token_id": -1}')
     report = compile_tiny(folder, tmp_path / "out")
     artifact = Artifact.open(tmp_path / "out")
     assert artifact.manifest["model"]["dtype"] == "fp32"
-    assert (artifact.eos_token_ids, artifact.bos_token_id, artifact.tokenizer_folder) == ((7, 9), 1, None)
+    assert (artifact.eos_token_ids, artifact.bos_token_id, artifact.pad_token_id, artifact.tokenizer_folder) == ((7, 9), 1, None, None)
     notes = " ".join(report["notes"])  # type: ignore[arg-type]
     assert "fp16" in notes and "no tokenizer.json" in notes
     assert artifact.manifest["self_check"] == {"status": "skipped"}
