@@ -61,6 +61,8 @@ def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
             raise bad_request(f"'{where}.{key}' has the wrong type: expected str", "messages", "wrong_type")
     plain = {key: value for key, value in given.items() if key in _USED}
     plain["role"] = _ROLES[role]
+    if "reasoning" in plain:  # another client's name for the same thing
+        plain.setdefault("reasoning_content", plain.pop("reasoning"))
     if "tool_calls" in plain:
         plain["tool_calls"] = _checked_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
     if role == "tool" and "tool_call_id" not in plain:

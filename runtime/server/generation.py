@@ -10,6 +10,8 @@ gone, deadline, shutdown, error), cancels what is left of it in the engine.
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,8 @@ from ..tokenizer.sample_text import SampleText, TextDelta
 from ..tokenizer.tokenizer import Tokenizer
 from .bridge import Bridge, Channel
 from .errors import ApiError, invalid_value, unavailable
-from .http import ClientGone
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -162,7 +165,9 @@ class Generation:
             if "NaN" in (output.error or ""):
                 self.metrics.failures_by_nan_error.add()
                 raise ApiError(400, "the model computed a NaN for this request", code="nan_error")
-            raise ApiError(500, "the engine failed on this request", code="engine_error")
+            incident = secrets.token_hex(8)
+            _log.error("engine error %s: %s", incident, output.error)
+            raise ApiError(500, f"the engine failed on this request ({incident}); the server's log has the details", code="engine_error")
 
     def _expire(self) -> None:
         self.metrics.failures_by_timeout.add()
@@ -172,6 +177,3 @@ class Generation:
 def with_fixed_seeds(params: SamplingParams) -> SamplingParams:
     """`params` whose seeds are drawn now, so that the answer can name them."""
     return replace(params, seed=params.sample_seeds())
-
-
-__all__ = ["ClientGone", "Generation", "Prompt", "Usage", "with_fixed_seeds"]
