@@ -7,7 +7,7 @@ import pytest
 
 from friendli_compile.ir.rewrite import renumbered
 from friendli_compile.ir.text import parse_graph, print_graph
-from friendli_compile.passes import run_pipeline
+from friendli_compile.passes import PIPELINE, run_pipeline
 
 from .running import logits_of, random_params, relative_error
 
@@ -44,3 +44,11 @@ def test_what_is_behind_the_last_attention_runs_on_logit_rows_only() -> None:
     graph = run_pipeline(parse_graph((GOLDEN / "llama_layer.traced.txt").read_text()))
     linears = [node.output.dims[0] for node in graph.nodes if node.op == "nn.linear"]
     assert linears == ["num_tokens"] + ["num_logits"] * 4  # q-k-v | output projection, gate-up, down, logits
+
+
+def test_debug_level_3_prints_the_graph_after_every_pass(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FMO_DEBUG", "3")
+    run_pipeline(parse_graph((GOLDEN / "gpt2_layer.traced.txt").read_text()))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert all(f"# --- {name}: " in printed.err for name in ("as traced", *(name for name, _ in PIPELINE)))
