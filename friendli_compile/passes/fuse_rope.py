@@ -57,9 +57,7 @@ def run(graph: Graph) -> Graph:
         if node.op == "ew.add":
             return matcher.rotation_by_sum(inputs)
         if node.op == "tensor.concat" and node.attrs["dim"] == len(node.output.dims) - 1:
-            return matcher.partial(inputs) or matcher.rotation_by_parts(inputs)
-        if node.op == "tensor.reshape":
-            return matcher.rotation_interleaved(node, inputs)
+            return matcher.partial(inputs) or matcher.rotation_by_parts(inputs) or matcher.rotation_interleaved(node, inputs)
         return None
 
     return rewrite(graph, rule)
@@ -102,16 +100,13 @@ class _Matcher:
         return self.from_parts(inputs[0], inputs[1], out_pairing="halves")
 
     def rotation_interleaved(self, node: Node, inputs: Inputs) -> Replacement:
-        """The same two parts stacked behind each other and seen as one dim: back in their places."""
-        concat = self.rw.producer(inputs[0], "tensor.concat")
-        if concat is None or len(concat.inputs) != 2 or concat.attrs["dim"] != len(concat.output.dims) - 1:
+        """The same two parts behind each other in a last dim of 2: back in their places."""
+        dims = node.output.dims
+        if len(inputs) != 2 or len(dims) < 3 or dims[-1] != 2:
             return None
-        dims = concat.output.dims
-        if len(dims) < 3 or dims[-1] != 2 or node.output.dims[-1] != _times(dims[-2], 2):
-            return None
-        parts = [self.without_last_one(value) for value in concat.inputs]
+        parts = [self.without_last_one(value) for value in inputs]
         rope = self.from_parts(parts[0], parts[1], out_pairing="pairs")
-        return None if rope is None else self.reshaped(rope, node.output.dims)
+        return None if rope is None else self.reshaped(rope, dims)
 
     def partial(self, inputs: Inputs) -> Replacement:
         """concat of one rope and of neighbouring slices of the value that was rotated: a rope of a part of it."""
