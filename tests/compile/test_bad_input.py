@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from friendli_compile.compile import CompileOptions, compile_model
 from friendli_compile.errors import FmoError, OutputError, UnsupportedModel
 
+from .conftest import CompileTraced
+
 Damage = Callable[[Path], None]
 
 
@@ -64,12 +66,14 @@ CASES: dict[str, tuple[Damage, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_damaged_checkpoint_is_a_clear_error_and_leaves_nothing(case: str, copied: Callable[[], Path], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_a_clear_error_and_leaves_nothing(
+    case: str, copied: Callable[[], Path], compile_traced: CompileTraced, tmp_path: Path
+) -> None:
     damage, expected = CASES[case]
     folder = copied()
     damage(folder)
     with pytest.raises(FmoError) as caught:
-        compile_model(CompileOptions(model=str(folder), output_dir=tmp_path / "out", self_check=False))
+        compile_traced(folder, tmp_path / "out")
     for text in expected:
         assert text in str(caught.value)
     assert caught.value.exit_code == 1
@@ -82,12 +86,14 @@ def test_a_model_folder_that_does_not_exist_is_a_clear_error(tmp_path: Path, mon
         compile_model(CompileOptions(model=str(tmp_path / "nowhere"), output_dir=tmp_path / "out"))
 
 
-def test_a_full_disk_during_packing_is_a_clear_error_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_full_disk_during_packing_is_a_clear_error_and_leaves_nothing(
+    tiny_checkpoint: Path, compile_traced: CompileTraced, tmp_path: Path
+) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(OutputError, match="cannot write the artifact"):
-            compile_model(CompileOptions(model=str(tiny_checkpoint), output_dir=tmp_path / "out", self_check=False))
+            compile_traced(tiny_checkpoint, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []

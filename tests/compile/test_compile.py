@@ -17,6 +17,8 @@ from friendli_runtime.artifact import Artifact
 
 from friendli_compile.compile import CompileOptions, compile_model, model_name
 
+from .conftest import CompileTraced
+
 
 def compile_tiny(model: Path, output_dir: Path, **options: object) -> dict[str, object]:
     arguments = {"model": str(model), "output_dir": output_dir, "self_check": False, **options}
@@ -81,7 +83,7 @@ def test_packed_weights_are_those_of_the_checkpoint(compiled: Path, tiny_checkpo
 
 
 def test_fp16_weights_a_missing_tokenizer_a_generation_config_and_a_skipped_self_check(
-    copied: Callable[[], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Callable[[], Path], compile_traced: CompileTraced, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -90,7 +92,7 @@ def test_fp16_weights_a_missing_tokenizer_a_generation_config_and_a_skipped_self
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "tokenizer.json").unlink()
     (folder / "generation_config.json").write_text('{"eos_token_id": [7, 9, 100000], "bos_token_id": null, "pad_token_id": -1}')
-    report = compile_tiny(folder, tmp_path / "out")
+    report = compile_traced(folder, tmp_path / "out").to_json()
     artifact = Artifact.open(tmp_path / "out")
     assert artifact.manifest["model"]["dtype"] == "fp32"
     assert (artifact.eos_token_ids, artifact.bos_token_id, artifact.pad_token_id, artifact.tokenizer_folder) == ((7, 9), 1, None, None)
