@@ -81,10 +81,10 @@ def failure(what_was_compared: str, comparison: Comparison, where: str) -> SelfC
 
 
 def not_runnable(what_was_run: str, error: Exception) -> SelfCheckFailed:
-    """The executor refuses the plan, or stops."""
+    """It cannot be compiled (a twin), or the executor refuses the plan: what cannot be compared has not passed."""
     if isinstance(error, FmoError):
-        return SelfCheckFailed(f"{what_was_run} cannot be run: {error.what}", where=error.where, hint=HINT)
-    return SelfCheckFailed(f"{what_was_run} cannot be run: {error}", where=type(error).__name__, hint=HINT)
+        return SelfCheckFailed(f"{what_was_run} cannot be compiled and run: {error.what}", where=error.where, hint=HINT)
+    return SelfCheckFailed(f"{what_was_run} cannot be compiled and run: {error}", where=type(error).__name__, hint=HINT)
 
 
 def as_rows(output: torch.Tensor, picks: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -39,7 +39,7 @@ def attention_implementation(config: PreTrainedConfig) -> str:
 
 def load_reference(folder: Path, traced: TracedModel, rounded_params: Iterable[str]) -> PreTrainedModel:
     """The model of `folder` in float32, with the named parameters rounded to bf16."""
-    with _explained("load"), _quiet():
+    with _explained("load"), quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch.float32,
@@ -158,7 +158,7 @@ def _forward(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     arguments: dict[str, Any] = {"input_ids": torch.from_numpy(tokens.astype(np.int64)), "use_cache": False}
     if "position_ids" in inspect.signature(model.forward).parameters:
         arguments["position_ids"] = torch.arange(tokens.shape[1])[None].expand(tokens.shape[0], -1)
-    with _explained("run"), _quiet(), torch.no_grad():
+    with _explained("run"), quiet(), torch.no_grad():
         return model(**arguments).logits.to(torch.float32).numpy()
 
 
@@ -176,7 +176,7 @@ def _explained(step: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' progress bars and advice stay out of the compiler's output."""
     level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ..errors import FmoError, SelfCheckFailed
 from ..frontend.checkpoint import Checkpoint
 from ..frontend.source import ModelSource
 from ..frontend.trace import TracedModel
 from .artifact_runner import PackedModel
+from .failure import not_runnable
 from .layers import check_streamed
 from .memory import available_bytes, whole_model_bytes
 from .probes import MAX_PROBED_WINDOW, Probes, attention_windows, make_probes
@@ -23,6 +25,7 @@ from .twin import make_twin
 from .whole_model import Outcome, check_whole_model
 
 Progress = Callable[[str, float], None]  # (what is running, fraction done 0 … 1)
+TWIN_NAME = "a small twin of the model"
 TWIN_SHARE = 0.3  # of the progress bar
 
 
@@ -91,10 +94,15 @@ def _has_long_windows(traced: TracedModel) -> bool:
 
 def _check_twin(traced: TracedModel, dtype: str) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="fmo-twin-") as folder:
-        twin = make_twin(traced, dtype, Path(folder))
+        try:
+            twin = make_twin(traced, dtype, Path(folder))
+        except SelfCheckFailed:
+            raise
+        except (FmoError, ValueError, RuntimeError) as error:  # what transformers, the reader, the passes or the planner refuse
+            raise not_runnable(TWIN_NAME, error) from error
         model = PackedModel(twin.artifact_dir)
         probes = probes_for(model, twin.source, twin.traced)
-        return check_whole_model("a small twin of the model", model, twin.source.folder, twin.traced, probes)
+        return check_whole_model(TWIN_NAME, model, twin.source.folder, twin.traced, probes)
 
 
 def _scaled(progress: Progress, start: float) -> Progress:

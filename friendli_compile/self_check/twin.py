@@ -28,6 +28,7 @@ from ..frontend.trace import TracedModel, trace_model
 from ..ir.graph import Graph, Node
 from ..passes import run_pipeline
 from ..plan.planner import make_plan
+from .reference import NO_CHECK_HINT, quiet
 
 STORAGE_DTYPE = {"fp32": "f32", "bf16": "bf16"}
 TWIN_VOCAB_SIZE = 512
@@ -64,13 +65,14 @@ class Twin:
 
 def make_twin(traced: TracedModel, dtype: str, folder: Path, seed: int = 0) -> Twin:
     """Builds, saves and compiles a twin of the traced model below `folder`, through the same pipeline."""
-    twin = trace_twin(traced)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(twin.config), dtype=torch.float32, attn_implementation="eager").eval()
-    randomise(model, seed)
     checkpoint_dir, artifact_dir = folder / "checkpoint", folder / "artifact"
-    model.save_pretrained(checkpoint_dir)
-    del model
-    source = load_source(str(checkpoint_dir))
+    with quiet():
+        twin = trace_twin(traced)
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(twin.config), dtype=torch.float32, attn_implementation="eager").eval()
+        randomise(model, seed)
+        model.save_pretrained(checkpoint_dir)
+        del model
+        source = load_source(str(checkpoint_dir))
     checkpoint = Checkpoint(source, twin)
     checkpoint.verify()
     artifact_dir.mkdir()
@@ -128,7 +130,7 @@ def trace_twin(traced: TracedModel) -> TracedModel:
             return twin
         reasons.append(f"{len(missing)} of {len(set(kinds))} kinds of layers would not occur in it")
     what = f"no small twin of this {traced.architecture} can be made: {'; '.join(dict.fromkeys(reasons))}"
-    hint = "compile where the whole model fits in memory in float32, or use --no-self-check, which is recorded in the artifact"
+    hint = f"compile where the whole model fits in memory in float32; {NO_CHECK_HINT}"
     raise SelfCheckFailed(what, where="config.json", hint=hint)
 
 

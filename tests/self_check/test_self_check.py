@@ -169,5 +169,5 @@ def test_a_model_that_transformers_cannot_load_fails_the_check(mistral: Compiled
 def test_a_plan_that_the_executor_refuses_fails_the_check(mistral: Compiled, tmp_path: Path) -> None:
     artifact_dir = mistral.copy_to(tmp_path)
     edit_calls(artifact_dir, "attn.paged", 0, kv_layer=7)
-    with pytest.raises(SelfCheckFailed, match="cannot be run"):
+    with pytest.raises(SelfCheckFailed, match="cannot be compiled and run"):
         check_whole(mistral, artifact_dir)
