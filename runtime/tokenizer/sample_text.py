@@ -54,6 +54,7 @@ class SampleText:
         self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
         self._end_sequences = sorted(params.stop_token_sequences, key=len, reverse=True)
         self._held_tokens: list[TokenOutput] = []
+        self._num_tokens_before_stops = params.min_tokens
         self._num_decoded_chars = 0
         self._num_given_chars = 0
         self._waiting: deque[TokenLogprob] = deque()
@@ -70,6 +71,7 @@ class SampleText:
             assert token.token_id is not None
             delta.token_ids.append(token.token_id)
             delta.text += self._add_token(token.token_id, token)
+            self._num_tokens_before_stops -= 1
         if self._stops.stopped:
             delta.finish_reason, delta.stopped_by_text = "stop", output.finish_reason is None
         elif output.finish_reason is not None:
@@ -121,8 +123,9 @@ class SampleText:
         return text if self._stops.stopped else text + self._stops.finish()
 
     def _decoded(self, text: str) -> str:
+        """What may be shown of newly decoded text. Stop strings are looked for in the text after `min_tokens` tokens."""
         self._num_decoded_chars += len(text)
-        return self._stops.push(text)
+        return text if self._num_tokens_before_stops > 0 else self._stops.push(text)
 
     def _take_logprobs(self) -> list[TokenLogprob]:
         """The waiting log-probabilities of tokens whose text begins in what was given out; the rest is dropped at the end."""

@@ -1,5 +1,6 @@
 """`fmo run` and `fmo chat` as processes on the scripted model."""
 
+import signal
 import subprocess
 
 from models.scripted import script_tag
@@ -30,6 +31,17 @@ def test_chat_answers_line_by_line_and_remembers() -> None:
     lines = [script_tag("first"), script_tag("second"), "/clear", script_tag("third"), "/exit", script_tag("never")]
     result = fmo("chat", str(scripted_artifact()), stdin="\n".join(lines))
     assert (result.returncode, result.stdout.split("\n")) == (0, ["first", "second", "third", ""])
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_conversation() -> None:
+    chat = subprocess.Popen([*FMO, "chat", str(scripted_artifact())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert chat.stdin is not None and chat.stdout is not None
+    chat.stdin.write(script_tag("long answer " * 250).encode() + b"\n")
+    chat.stdin.flush()
+    assert chat.stdout.read(5) == b"long "
+    chat.send_signal(signal.SIGINT)
+    output, errors = chat.communicate(script_tag("after").encode() + b"\n/exit\n", timeout=60)
+    assert chat.returncode == 0 and output.endswith(b"after\n") and b"[stopped]" in errors
 
 
 def test_help_of_the_serving_verbs_shows_two_examples() -> None:

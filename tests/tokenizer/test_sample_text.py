@@ -56,6 +56,11 @@ def test_a_stop_string_ends_the_sample_and_what_follows_is_ignored() -> None:
     assert deltas[-1].stopped_by_text and deltas[-1].finish_reason == "stop"
 
 
+def test_a_stop_string_within_min_tokens_does_not_end_the_sample() -> None:
+    num_first = len(TOKENIZER.encode("stop hello"))
+    assert joined(run("stop hello stop now", stop=("stop",), min_tokens=num_first))[0] == "stop hello "
+
+
 def test_logprobs_come_with_the_text_they_belong_to() -> None:
     for delta in run("hello wor", stop=(" world!",), logprobs=0):
         assert not delta.logprobs or delta.text
