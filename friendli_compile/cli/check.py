@@ -32,9 +32,13 @@ def check(model: str, max_context: int | None, revision: str | None, as_json: bo
 
     Reads the config only: no weight is read or downloaded.
     """
-    from ..check import check as check_model
+    from ..progress import Progress
 
-    report = check_model(model, revision=revision, max_context_len=max_context)
+    progress = Progress()
+    with progress.phase("import"):  # torch and transformers take seconds
+        from ..check import check as check_model
+
+    report = check_model(model, revision=revision, max_context_len=max_context, progress=progress)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else render(report))
     return 0 if report.supported else 1
 

@@ -46,9 +46,12 @@ def compile_(
     """
     signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was written is removed
     from ..artifact.folder import require_free_target
+    from ..progress import Progress
 
-    require_free_target(output_dir, replace=force)  # before seconds of imports
-    from ..compile import CompileOptions, compile_model
+    require_free_target(output_dir, replace=force)
+    progress = Progress()
+    with progress.phase("import"):  # torch and transformers take seconds
+        from ..compile import CompileOptions, compile_model
 
     options = CompileOptions(
         model=model,
@@ -61,7 +64,7 @@ def compile_(
         self_check=not no_self_check,
         force=force,
     )
-    report = compile_model(options)
+    report = compile_model(options, progress)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
