@@ -72,6 +72,7 @@ class App:
         self.metrics = metrics
         self.options = options
         self.active: set[Generation] = set()
+        self.num_in_flight = 0
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
@@ -147,10 +148,13 @@ class App:
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
     def _counted(self, handler: Handler) -> Handler:
-        """`handler` with requests and responses counted; an error answer is a response, a client that left gets none."""
+        """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none."""
 
         async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if self.is_draining:
+                raise unavailable("the server is shutting down")
             self.metrics.requests.add()
+            self.num_in_flight += 1
             try:
                 await handler(scope, receive, send)
             except ClientGone:
@@ -158,6 +162,8 @@ class App:
             except Exception:
                 self.metrics.responses.add()
                 raise
+            finally:
+                self.num_in_flight -= 1
             self.metrics.responses.add()
 
         return counted
@@ -179,8 +185,6 @@ class App:
 
     async def _prepared(self, scope: Scope, receive: Receive, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
         """The checked request and its prompts. Raises ApiError."""
-        if self.is_draining:
-            raise unavailable("the server is shutting down")
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
         self._check_model(request.model)
         size = header(scope, b"content-length") or b""
