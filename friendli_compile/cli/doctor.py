@@ -16,7 +16,7 @@ import click
 from ..versions import installed_versions
 from .table import size
 
-NEEDED_TO_SERVE = ("tokenizers", "jinja2", "starlette", "uvicorn", "msgspec", "prometheus_client")
+NEEDED_TO_SERVE = ("tokenizers", "jinja2", "uvicorn", "httptools", "msgspec")
 NEEDED_TO_COMPILE = ("torch", "transformers", "safetensors")
 LOW_DISK_BYTES = 5e9
 
