@@ -97,6 +97,7 @@ def build_artifact(
     notes += [*traced.notes, *_tokenizer_notes(source)]
     for note in notes:
         progress.note(note)
+    folder.require_space(sum(spec.num_bytes for spec in plan.weights))
     with progress.phase("pack") as phase:
         _pack(folder.path, plan, checkpoint, phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)

@@ -3,8 +3,8 @@
     with progress.phase("pack") as phase:
         phase.update(0.4, "layers.3 …")      # fraction done, what is running
 
-On a terminal: a bar with the time left while a phase runs, then one aligned line. Not on a terminal: nothing, unless FMO_DEBUG ≥ 1 asks for
-the lines. Notes are always shown: they say what the user did not ask for.
+On a terminal: a bar with the time left while a phase runs (colours as NO_COLOR says), then one aligned line. Not on a terminal: nothing,
+unless FMO_DEBUG ≥ 1 asks for the lines. Notes are always shown: they say what the user did not ask for.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._has_bar = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+        self._has_bar = sys.stderr.isatty()
         self._has_lines = sys.stderr.isatty() or debug_level() >= 1
 
     @contextmanager

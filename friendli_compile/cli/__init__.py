@@ -70,8 +70,19 @@ class LazyGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="\b\nExamples:\n  fmo compile examples/stdlib-coder/model --output-dir build/stdlib-coder\n  fmo serve build/stdlib-coder",
 )
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _print_version(*given), help="Print the version."
+)
 def fmo() -> None:
     """Ahead-of-time compiler and slim runtime for large language models."""
+
+
+def _print_version(ctx: click.Context, _option: click.Parameter, is_wanted: bool) -> None:
+    if is_wanted:
+        from ..versions import installed_versions
+
+        click.echo(f"fmo {installed_versions()['fmo'] or 'not installed'}")
+        ctx.exit()
 
 
 def main() -> None:

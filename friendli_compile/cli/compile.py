@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from types import FrameType
 
@@ -69,6 +70,8 @@ def compile_(
         click.echo(json.dumps(report.to_json(), indent=2))
     else:
         click.echo(output_dir)
+        if sys.stderr.isatty():
+            click.echo(f"next: fmo serve {output_dir}", err=True)
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

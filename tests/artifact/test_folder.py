@@ -68,6 +68,12 @@ def test_what_a_killed_process_left_behind_is_removed(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_disk_that_is_too_small_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"needs 1000000\.00 GB, the disk has"), OutputFolder(tmp_path / "out", replace=False) as folder:
+        folder.require_space(10**15)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_is_a_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
