@@ -80,6 +80,8 @@ def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
 def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, limits: Limits) -> SamplingParams:
     """Everything but `max_total_tokens` and `min_total_tokens`, see `params_for_prompt`. Raises ApiError."""
     values = sampling_fields(request, limits)
+    if values["stop"] and tokenizer is None:
+        raise bad_request("this model has no tokenizer; give 'stop_tokens' instead of 'stop'", "stop", "tokenizer_missing")
     if request.logprobs is not None:
         _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
         values["logprobs"] = request.logprobs

@@ -103,6 +103,13 @@ def test_without_template_or_tokenizer_chat_is_refused_and_completions_work(make
 
 def test_text_endpoints_without_a_tokenizer_say_so(make_server: Callable[..., TestServer]) -> None:
     server = make_server(with_tokenizer=False)
-    for path, body in (("/v1/completions", {"prompt": "x"}), ("/v1/tokenize", {"prompt": "x"}), ("/v1/detokenize", {"tokens": [1]})):
+    refused: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/completions", {"tokens": [1], "stop": "x"}),
+        ("/v1/completions", {"tokens": [1], "bad_words": ["x"]}),
+        ("/v1/tokenize", {"prompt": "x"}),
+        ("/v1/detokenize", {"tokens": [1]}),
+    ]
+    for path, body in refused:
         response = server.post(path, **body)
         assert (response.status_code, response.json()["error"]["code"]) == (400, "tokenizer_missing")
