@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -13,11 +12,9 @@ from typing import Any
 
 import click
 
-from ..versions import installed_versions
+from ..versions import installed_versions, missing_packages
 from .table import size
 
-NEEDED_TO_SERVE = ("tokenizers", "jinja2", "uvicorn", "httptools", "msgspec")
-NEEDED_TO_COMPILE = ("torch", "transformers", "safetensors")
 LOW_DISK_BYTES = 5e9
 
 
@@ -34,8 +31,7 @@ def examine() -> dict[str, Any]:
     from friendli_runtime.artifact import supported_isas
 
     core_error = _core_error()
-    missing_to_serve = [name for name in NEEDED_TO_SERVE if importlib.util.find_spec(name) is None]
-    missing_to_compile = [name for name in NEEDED_TO_COMPILE if importlib.util.find_spec(name) is None]
+    missing_to_serve, missing_to_compile = missing_packages("serve"), missing_packages("compile")
     facts: dict[str, Any] = {
         "cpu": {
             "model": _cpu_model(),

@@ -12,6 +12,7 @@ from artifact.tiny import write_tiny_artifact
 
 from friendli_compile.cli import VERBS, fmo, report, run_cli
 from friendli_compile.errors import InternalError, SourceError
+from friendli_compile.versions import missing_packages
 
 HEAVY = "torch, transformers, triton"
 
@@ -95,6 +96,10 @@ def test_doctor_answers_in_text_and_json(capsys: pytest.CaptureFixture[str]) -> 
     assert facts["cpu"]["usable_cores"] >= 1 and facts["memory"]["available_bytes"] > 0 and facts["cpu"]["isa"][0] == "scalar"
     assert run_cli(["doctor"]) == 0
     assert "can compile" in capsys.readouterr().out
+
+
+def test_an_extra_with_everything_installed_lacks_nothing() -> None:
+    assert missing_packages("serve") == [] and missing_packages("compile") == []
 
 
 def test_version_prints_what_is_installed(capsys: pytest.CaptureFixture[str]) -> None:
