@@ -119,7 +119,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 def _symbolic_size(value: Any) -> torch.SymInt | None:
     """A size of a tensor in `value` that is still a symbol."""
-    sizes = (size for tensor in _tensors(value) for size in tensor.shape)
+    sizes: Iterator[Any] = (size for tensor in _tensors(value) for size in tensor.shape)
     return next((size for size in sizes if isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None), None)
 
 

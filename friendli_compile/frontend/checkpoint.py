@@ -21,11 +21,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ..errors import CheckpointError, InternalError
-from .safetensors_file import TensorEntry, read_header
+from .safetensors_file import TensorEntry, read_header, require_no_nan
 from .source import INDEX_FILE, ModelSource
 from .trace import TracedModel
 
 MAX_NAMES_SHOWN = 3
+MOVING_OPERATIONS = frozenset({"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split", "Transpose", "Interleave"})
 CONFIG_HINT = "config.json and the weights belong to different models, or the download is incomplete"
 
 
@@ -122,8 +123,11 @@ class Checkpoint:
         recipe = self._recipes[stored]
         if recipe.converter is None:
             return recipe.sources[0][1].read()
-        made = self._convert(stored, recipe, lambda entry: torch.from_numpy(entry.read()))
-        return np.ascontiguousarray(made.to(torch.float32).numpy())
+        as_stored = _only_moves(recipe)
+        made = self._convert(stored, recipe, _load_as_stored if as_stored else lambda entry: torch.from_numpy(entry.read()))
+        array = np.ascontiguousarray(made.to(torch.float32).numpy())
+        require_no_nan(array, stored, self._where(stored))
+        return array
 
     def _shape_of(self, stored: str) -> tuple[int, ...]:
         """The shape that `_make` gives, found by converting tensors without data."""
@@ -148,6 +152,18 @@ class Checkpoint:
             raise CheckpointError(what, where=self._where(stored), hint=CONFIG_HINT) from error
         result = made[stored]
         return result[0] if isinstance(result, list) else result
+
+
+def _only_moves(recipe: _Recipe) -> bool:
+    """Whether converting only moves elements of one dtype, so that it may run on the stored values (half the memory for bf16)."""
+    assert recipe.converter is not None
+    dtypes = {entry.dtype for _, entry in recipe.sources}
+    return len(dtypes) == 1 and all(type(operation).__name__ in MOVING_OPERATIONS for operation in recipe.converter.operations)
+
+
+def _load_as_stored(entry: TensorEntry) -> torch.Tensor:
+    raw = torch.from_numpy(entry.read_raw())
+    return raw.view(torch.bfloat16) if entry.dtype == "BF16" else raw
 
 
 def _all_entries(source: ModelSource) -> dict[str, TensorEntry]:

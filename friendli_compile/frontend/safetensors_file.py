@@ -45,20 +45,28 @@ class TensorEntry:
 
     def read(self) -> np.ndarray:
         """The tensor as float32, which holds every stored value exactly. Raises CheckpointError for NaN."""
-        storage = self.storage_dtype
-        raw: np.ndarray = np.fromfile(self.file, dtype=_RAW_DTYPES[storage], count=math.prod(self.shape), offset=self.offset)
-        if raw.size != math.prod(self.shape):
-            raise CheckpointError(
-                f"'{self.name}' ends after {raw.size} of {math.prod(self.shape)} numbers", where=str(self.file), hint=DOWNLOAD_AGAIN
-            )
-        values = (raw.astype(np.uint32) << 16).view(np.float32) if storage == "bf16" else raw.astype(np.float32, copy=False)
-        if np.isnan(np.dot(values, values)):  # a sum of squares is NaN only if an element is
-            count = int(np.isnan(values).sum())
-            raise CheckpointError(f"'{self.name}' holds {count} NaN", where=str(self.file), hint=DOWNLOAD_AGAIN)
-        return values.reshape(self.shape)
+        raw = self.read_raw()
+        values = (raw.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else raw.astype(np.float32, copy=False)
+        require_no_nan(values, self.name, str(self.file))
+        return values
+
+    def read_raw(self) -> np.ndarray:
+        """The stored bits: float32, float16, or uint16 for bf16."""
+        count = math.prod(self.shape)
+        raw: np.ndarray = np.fromfile(self.file, dtype=_RAW_DTYPES[self.storage_dtype], count=count, offset=self.offset)
+        if raw.size != count:
+            raise CheckpointError(f"'{self.name}' ends after {raw.size} of {count} numbers", where=str(self.file), hint=DOWNLOAD_AGAIN)
+        return raw.reshape(self.shape)
 
 
 _RAW_DTYPES: dict[str, np.dtype[Any]] = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
+
+
+def require_no_nan(values: np.ndarray, name: str, where: str) -> None:
+    """Raises CheckpointError if an element is NaN: a sum of squares is NaN only then."""
+    flat = values.reshape(-1)
+    if np.isnan(np.dot(flat, flat)):
+        raise CheckpointError(f"'{name}' holds {int(np.isnan(flat).sum())} NaN", where=where, hint=DOWNLOAD_AGAIN)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

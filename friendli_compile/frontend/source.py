@@ -19,6 +19,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..errors import CheckpointError, SourceError
+from .quiet import quiet
 
 CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
@@ -136,7 +137,8 @@ def _parse_config(folder: Path, config_dict: dict[str, Any]) -> PreTrainedConfig
     if model_type not in CONFIG_MAPPING:
         raise SourceError(f"unknown model_type '{model_type}'", where=where, hint=_unknown_type_hint(model_type, config_dict))
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet():
+            return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers validates with many exception types
         raise SourceError(
             f"transformers refuses this config: {_first_line(error)}", where=where, hint="compare it with the config.json on the hub"

@@ -31,6 +31,7 @@ from .importer import import_program
 from .interfaces import capture
 from .legacy_attention import replace_legacy_attention
 from .lint import check_token_local
+from .quiet import quiet
 from .rope_tables import freeze_rope_tables
 from .source import ModelSource
 
@@ -59,6 +60,11 @@ def trace_model(source_or_config: ModelSource | PreTrainedConfig, *, max_context
     """Traces a model. `max_context_len` None: as long as the config allows.
 
     Raises UnsupportedModel (module, op, source line, why) for what cannot be compiled."""
+    with quiet():
+        return _trace(source_or_config, max_context_len)
+
+
+def _trace(source_or_config: ModelSource | PreTrainedConfig, max_context_len: int | None) -> TracedModel:
     started = time.perf_counter()
     config = source_or_config.config if isinstance(source_or_config, ModelSource) else source_or_config
     config = copy.deepcopy(config)

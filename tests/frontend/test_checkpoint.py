@@ -157,6 +157,28 @@ def test_tied_parameters_that_the_checkpoint_stores_twice_must_be_equal(tmp_path
         Checkpoint(load_source(str(tmp_path)), checkpoint._traced).read(name)
 
 
+def test_names_without_the_prefix_of_the_base_model_are_found(tmp_path: Path) -> None:
+    """Old checkpoints on the hub were saved from the base model, with buffers that are no weights."""
+    tiny_model("gpt2").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    stripped = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    save_file({**stripped, "h.0.attn.bias": torch.ones(1, 1, 8, 8)}, tmp_path / "model.safetensors")
+    checkpoint = opened(tmp_path)
+    checkpoint.verify()
+    name = "transformer.h.1.mlp.c_fc.weight"
+    np.testing.assert_array_equal(checkpoint.read(name), tensors[name].numpy())
+    assert checkpoint.unused_tensors == ["h.0.attn.bias"]
+
+
+def test_stacked_experts_of_a_half_precision_checkpoint_are_read_exactly(tmp_path: Path) -> None:
+    model = tiny_model("mixtral").to(torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    checkpoint = opened(tmp_path)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    assert checkpoint.source_dtype(name) == "bf16"
+    np.testing.assert_array_equal(checkpoint.read(name), model.state_dict()[name].float().numpy())
+
+
 def test_a_tied_parameter_may_be_stored_under_its_other_name(tmp_path: Path) -> None:
     tiny_model("llama3").save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
