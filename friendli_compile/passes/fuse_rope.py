@@ -1,6 +1,7 @@
 """Rotary embeddings become `nn.rope`, in any of the ways in which models write them.
 
     x·cos + rotate(x)·sin          rotate: (−second half, first half), or (−odd, even) interleaved; cos, sin as wide as x
+                                   (or the negative of that, which turns backwards)
     (x1·cos − x2·sin, x2·cos + x1·sin)     joined as halves or interleaved; cos, sin half as wide
     concat(rope(x[:R]), x[R:])     partial, the rest in front or behind
     rope(x with its pairs moved to halves first)
@@ -88,8 +89,8 @@ class _Matcher:
         for left, right in (inputs, inputs[::-1]):
             for x, cos in self.factors(left):
                 for rotated, sin in self.factors(right):
-                    style = self.rotation_style(rotated, x)
-                    if style is not None and (rope := self.rope(x, cos, sin, style, is_full_width=True)) is not None:
+                    found = self.rotation_style(rotated, x)
+                    if found is not None and (rope := self.rope(x, cos, sin, found[0], True, is_backwards=found[1])) is not None:
                         return rope
         return None
 
@@ -134,23 +135,23 @@ class _Matcher:
             yield a, b
             yield b, a
 
-    def rotation_style(self, rotated: Value, x: Value) -> str | None:
-        """Whether `rotated` is (−second half, first half) of x, or (−odd, even) interleaved."""
+    def rotation_style(self, rotated: Value, x: Value) -> tuple[str, bool] | None:
+        """The style, and whether it turns backwards: `rotated` is (−x2, x1) or backwards (x2, −x1), of halves or interleaved."""
         if x.dims != rotated.dims or not x.dims:
             return None
-        whole = self.span(x)
-        concat = self.rw.producer(rotated, "tensor.concat")
-        if concat is not None and len(concat.inputs) == 2 and concat.attrs["dim"] == len(rotated.dims) - 1:
-            negated, plain = self.negated(concat.inputs[0]), concat.inputs[1]
-            if negated is not None and plain is not None and (self.span(plain), self.span(negated)) == _parts(whole, "halves"):
-                return "half"
         reshape = self.rw.producer(rotated, "tensor.reshape")
-        concat = self.rw.producer(reshape.inputs[0], "tensor.concat") if reshape else None
-        if concat is None or len(concat.inputs) != 2 or concat.output.dims[-1] != 2 or concat.attrs["dim"] != len(concat.output.dims) - 1:
-            return None
-        odd, even = self.negated(self.without_last_one(concat.inputs[0])), self.without_last_one(concat.inputs[1])
-        is_rotated = odd is not None and (self.span(even), self.span(self.without_last_one(odd))) == _parts(whole, "pairs")
-        return "interleaved" if is_rotated else None
+        for style, joined in (("half", rotated), ("interleaved", reshape.inputs[0] if reshape else None)):
+            concat = self.rw.producer(joined, "tensor.concat")
+            if concat is None or len(concat.inputs) != 2 or concat.attrs["dim"] != len(concat.output.dims) - 1:
+                continue
+            if style == "interleaved" and concat.output.dims[-1] != 2:
+                continue
+            first, second = (self.without_last_one(value) for value in concat.inputs)
+            parts = _parts(self.span(x), _PAIRINGS[style])
+            for x1, x2, is_backwards in ((second, self.negated(first), False), (self.negated(second), first, True)):
+                if x1 is not None and x2 is not None and (self.span(x1), self.span(x2)) == parts:
+                    return style, is_backwards
+        return None
 
     def from_parts(self, first: Value, second: Value, out_pairing: str) -> Value | None:
         """(x1·cos − x2·sin, x2·cos + x1·sin)."""
@@ -175,8 +176,8 @@ class _Matcher:
         whole = _Span(a.base, a.start, 2 * a.size)
         return self.slice_of(whole) if (a, b) == _parts(whole, pairing) else None
 
-    def rope(self, x: Value, cos: Value, sin: Value, style: str, is_full_width: bool) -> Value | None:
-        """The op, if x is [T, heads, R] or [T, R] and the tables are one row per token."""
+    def rope(self, x: Value, cos: Value, sin: Value, style: str, is_full_width: bool, is_backwards: bool = False) -> Value | None:
+        """The op, if x is [T, heads, R] or [T, R] and the tables are one row per token. Backwards is a turn by −sin."""
         size = x.dims[-1]
         width = size if is_full_width else _half(size)
         if len(x.dims) not in (2, 3) or not isinstance(size, int) or size % 2:
@@ -191,6 +192,8 @@ class _Matcher:
             if half is None:
                 return None
             tables.append(half)
+        if is_backwards:
+            tables[1] = self.rw.add("ew.neg", [tables[1]])
         if style == "half" and (paired := self.with_pairs_moved(x)) is not None:
             x, style = paired, "interleaved_to_half"
         return self.emit(x, tables[0], tables[1], style, size, 0)
@@ -284,8 +287,9 @@ class _Matcher:
         return self.reshapes[source, dims]
 
     def negated(self, value: Value | None) -> Value | None:
+        """What the value is the negative of, without a last dim of size 1."""
         node = self.rw.producer(value, "ew.neg")
-        return node.inputs[0] if node else None
+        return self.without_last_one(node.inputs[0]) if node else None
 
     def without_last_one(self, value: Value | None) -> Value:
         """The value without a last dim of size 1."""

@@ -14,6 +14,7 @@ TOKENS = "num_tokens"
 ROTARY_DIM = 4
 SPELLINGS = {  # name → the style of the op
     "rotate_half": "half",
+    "rotate_half backwards": "half",
     "two halves": "half",
     "rotate_every_two": "interleaved",
     "two parts stacked": "interleaved",
@@ -21,6 +22,7 @@ SPELLINGS = {  # name → the style of the op
     "pairs moved, then rotate_half": "interleaved_to_half",
     "pairs to two halves": "interleaved_to_half",
 }
+WITH_ROTATE_HALF = ("rotate_half", "rotate_half backwards", "pairs moved, then rotate_half")
 PLACES = {"whole": (0, 0), "prefix": (0, 4), "suffix": (4, 0), "middle": (2, 4)}  # dims in front of and behind the rotated ones
 
 
@@ -54,7 +56,7 @@ class _Rope:
         """cos or sin, as wide as the spelling wants, with a dim for the heads."""
         b, half = self.b, ROTARY_DIM // 2
         width = half
-        if self.spelling in ("rotate_half", "pairs moved, then rotate_half"):
+        if self.spelling in WITH_ROTATE_HALF:
             angles, width = b.add("tensor.concat", [angles, angles], {"dim": -1}), ROTARY_DIM
         elif self.spelling == "rotate_every_two":
             column = b.add("tensor.reshape", [angles], {"dims": (1, TOKENS, half, 1)})
@@ -69,8 +71,11 @@ class _Rope:
         if self.spelling == "pairs moved, then rotate_half":
             pairs = b.add("tensor.reshape", [x], {"dims": (*x.dims[:-1], half, 2)})
             x = b.add("tensor.reshape", [b.add("tensor.permute", [pairs], {"perm": (0, 1, 2, 4, 3)})], {"dims": x.dims})
-        if self.spelling in ("rotate_half", "pairs moved, then rotate_half"):
-            turned = b.add("tensor.concat", [b.add("ew.neg", [self.slice(x, half, ROTARY_DIM)]), self.slice(x, 0, half)], {"dim": -1})
+        if self.spelling in WITH_ROTATE_HALF:
+            first, second = self.slice(x, 0, half), self.slice(x, half, ROTARY_DIM)
+            is_backwards = self.spelling == "rotate_half backwards"
+            parts = [second, b.add("ew.neg", [first])] if is_backwards else [b.add("ew.neg", [second]), first]
+            turned = b.add("tensor.concat", parts, {"dim": -1})
             return b.add("ew.add", [b.add("ew.mul", [x, cos]), b.add("ew.mul", [turned, sin])])
         if self.spelling == "rotate_every_two":
             odd = b.add("ew.neg", [self.slice(x, 1, ROTARY_DIM, 2)])
