@@ -304,7 +304,15 @@ def _shares_memory(node: FxNode) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
     name = _base_name(node.target)
-    return _is_in_place(node.target) or name in aten_shape.VIEWS or name in aten_shape.MAYBE_SAME
+    if name in aten_shape.MAYBE_SAME:
+        return _is_same_memory(node)
+    return _is_in_place(node.target) or name in aten_shape.VIEWS
+
+
+def _is_same_memory(node: FxNode) -> bool:
+    """Whether an op that copies only if it must returned its argument: same dtype, same strides."""
+    before, after = node.args[0].meta["val"], node.meta["val"]  # type: ignore[union-attr]
+    return before.dtype == after.dtype and str(before.stride()) == str(after.stride())
 
 
 def _live_nodes(nodes: list[FxNode], aliases: _Aliases) -> set[FxNode]:

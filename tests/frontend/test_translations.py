@@ -66,6 +66,13 @@ def in_place_through_an_alias(x: torch.Tensor) -> torch.Tensor:
     return same + y
 
 
+def copied_before_it_changes(x: torch.Tensor) -> torch.Tensor:
+    y = (x + 1).transpose(1, 2)
+    before = y.contiguous()
+    y.mul_(2)
+    return before
+
+
 def rotated_as_complex(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     angle = positions[..., None].float() * torch.arange(1, 5)
     turned = torch.view_as_complex(x.reshape(*x.shape[:-1], 4, 2)) * torch.polar(torch.ones_like(angle), angle)
@@ -113,6 +120,7 @@ FUNCTIONS: dict[str, Function] = {
     "dropout in eval mode": lambda x, p: F.dropout(x, 0.5, training=False),
     "in place": lambda x, p: (x * 1).add_(1).mul_(x).clamp_(-1, 1),
     "in place through an alias": lambda x, p: in_place_through_an_alias(x),
+    "a copy made before a change": lambda x, p: copied_before_it_changes(x).transpose(1, 2),
     "filled by slices": lambda x, p: filled_by_slices(x),
     "overwritten slice": lambda x, p: overwritten(x),
     "complex rotation": rotated_as_complex,
