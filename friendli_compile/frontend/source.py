@@ -2,7 +2,7 @@
 
     load_source("org/name") ─▶ ModelSource(folder, config, safetensors_files, tokenizer_files)
 
-A hub id is looked up in the hub cache first and downloaded only where the cache lacks it; HF_HUB_OFFLINE=1 never asks the network.
+Files of a hub id that are in the hub cache are not downloaded again; HF_HUB_OFFLINE=1 never asks the network.
 Nothing here reads a weight: `checkpoint.py` does. Every failure is a SourceError that says what to do.
 """
 
@@ -28,6 +28,7 @@ TOKENIZER_FILES = (
     "chat_template.json", "generation_config.json", "vocab.json", "vocab.txt", "merges.txt", "tokenizer.model",
 )  # fmt: skip
 OTHER_WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".h5", ".msgpack", ".ckpt", ".gguf", ".onnx")
+DUPLICATE_WEIGHTS = ["*/*", "consolidated*"]  # the same weights in the layout of the model's authors
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -78,10 +79,12 @@ def _hub_folder(model: str, revision: str | None, weights: bool) -> Path:
         raise SourceError(
             f"there is no folder '{model}', and it is not a hub id", hint="give a folder with a config.json, or an id such as org/name"
         )
-    patterns = [CONFIG_FILE, INDEX_FILE, *TOKENIZER_FILES, *(["*.safetensors"] if weights else [])]
     where = f"hub id {model}" + (f", revision {revision}" if revision else "")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[CONFIG_FILE, INDEX_FILE, *TOKENIZER_FILES]))
+        if weights:
+            snapshot_download(model, revision=revision, allow_patterns=_weight_patterns(folder), ignore_patterns=DUPLICATE_WEIGHTS)
+        return folder
     except GatedRepoError:
         raise SourceError(
             f"'{model}' needs permission to download", where=where, hint="accept its terms on the hub and log in with `hf auth login`"
@@ -103,6 +106,14 @@ def _hub_folder(model: str, revision: str | None, weights: bool) -> Path:
         raise SourceError(
             f"cannot download '{model}': {_first_line(error)}", where=where, hint="try again, or give a local folder"
         ) from None
+
+
+def _weight_patterns(folder: Path) -> list[str]:
+    """The weight files to download: those that the index names, or all at the top of the repository."""
+    if not (folder / INDEX_FILE).is_file():
+        return ["*.safetensors"]
+    weight_map = _read_json_object(folder / INDEX_FILE).get("weight_map")
+    return sorted(set(map(str, weight_map.values()))) if isinstance(weight_map, dict) else []
 
 
 def _read_json_object(path: Path) -> dict[str, Any]:

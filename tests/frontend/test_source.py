@@ -93,3 +93,19 @@ def test_a_hub_id_that_is_not_cached_is_refused_when_offline(monkeypatch: pytest
     with pytest.raises(SourceError, match="the hub cache does not hold it") as caught:
         load_source("some-org/some-model")
     assert "HF_HUB_OFFLINE" in caught.value.hint
+
+
+def test_a_hub_id_in_the_cache_is_found_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--some-org--some-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        if path.is_file():
+            (snapshot / path.name).write_bytes(path.read_bytes())
+    source = load_source("some-org/some-model")
+    assert source.folder == snapshot and [path.name for path in source.safetensors_files] == ["model.safetensors"]
