@@ -2,7 +2,7 @@
 
     python examples/demo.py build/stdlib-coder
 
-Uses the standard library only, as a client without our packages would. The server is a child process on a free port and ends with this script.
+Uses the standard library only, as a client without our packages would. The server is a child process on a free port that ends with it.
 """
 
 import json

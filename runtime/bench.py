@@ -203,7 +203,7 @@ def run_bench(artifact_path: Path, options: BenchOptions, progress: Progress = l
     if options.cold_start:
         samples["cold_first_token_s"] = [_cold_start(artifact_path, options, step) for _ in range(COLD_ROUNDS)]
     progress("done", num_steps, num_steps)
-    result = {name: statistics.median(values) for name, values in samples.items()}
+    result: dict[str, Any] = {name: statistics.median(values) for name, values in samples.items()}
     result |= _context(artifact.plan, executor, options, workloads) | {"peak_rss_mb": peak_rss_mb}
     result |= _shares_of_the_limits(result)
     result["spread"] = {name: (min(values), max(values)) for name, values in samples.items()}
