@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import click
+
 from friendli_compile.cli import VERBS, fmo
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
