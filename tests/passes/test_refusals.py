@@ -6,7 +6,16 @@ import pytest
 
 from friendli_compile.errors import UnsupportedModel
 from friendli_compile.ir.text import parse_graph, print_graph
-from friendli_compile.passes import fuse_activations, fuse_layer_norm, fuse_rms_norm, fuse_rope, merge_linears, share_kv_heads, token_major
+from friendli_compile.passes import (
+    fuse_activations,
+    fuse_layer_norm,
+    fuse_rms_norm,
+    fuse_rope,
+    merge_head_norms,
+    merge_linears,
+    share_kv_heads,
+    token_major,
+)
 
 SOURCE = '@ ["model.layers.3.mixer", "aten.op.default", "modeling_x.py:42"]'
 MIXING = {
@@ -105,12 +114,28 @@ REPEAT = """
     return %y
 """
 
+HEADS = """
+    input %x: f32[num_tokens, 2, 8]
+    param %w0: f32[8]
+    param %w1: f32[8]
+    param %b0: f32[8]
+    param %b1: f32[8]
+    %s0 = tensor.slice(%x) {dim=1, start=0, stop=1}
+    %s1 = tensor.slice(%x) {dim=1, start=1, stop=2}
+    %n0 = nn.layer_norm(%s0, %w0, %b0) {eps=1e-05}
+    %n1 = nn.layer_norm(%s1, %w1, %b1) {eps=1e-05}
+    %y = tensor.concat(FIRST, SECOND) {dim=1}
+    return %y
+"""
+
 MATCHES = {
+    "norms of heads": (merge_head_norms.run, HEADS.replace("FIRST", "%n0").replace("SECOND", "%n1"), "nn.layer_norm(%x, _, _)"),
     "rope": (fuse_rope.run, rope(), "nn.rope"),
     "norm": (fuse_rms_norm.run, norm(), "nn.rms_norm"),
     "gelu": (fuse_activations.run, GELU.replace("SCALE", "0.70710677"), "ew.gelu("),
 }
 NEAR_MISSES = {
+    "norms of heads that change places": (merge_head_norms.run, HEADS.replace("FIRST", "%n1").replace("SECOND", "%n0"), "nn.layer_norm(%x"),
     "halves of cos that differ": (fuse_rope.run, rope(second="%g"), "nn.rope"),
     "halves that are not turned against each other": (fuse_rope.run, rope(negated="%x1", plain="%x2"), "nn.rope"),
     "a norm by the mean square of another value": (fuse_rms_norm.run, norm(squared="%z"), "nn.rms_norm"),
