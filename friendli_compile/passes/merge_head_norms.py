@@ -37,7 +37,7 @@ def run(graph: Graph) -> Graph:
 
 
 def _rule(rw: Rewriter, node: Node, inputs: Inputs) -> Replacement:
-    dims = node.output.dims
+    dims = node.outputs[0].dims
     if node.op != "tensor.concat" or len(dims) != 3 or node.attrs["dim"] != 1 or len(inputs) != dims[1]:
         return None
     norms = [rw.producer(rw.through(value, "tensor.reshape"), "nn.layer_norm", "nn.rms_norm") for value in inputs]
