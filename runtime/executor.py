@@ -28,8 +28,8 @@ def load_executor(
 ) -> Executor:
     """Binds the plan of an artifact.
 
-    num_threads: 0 takes as many as the process may use. max_num_tokens, max_num_logits: rows of the largest step. num_blocks: KV blocks of 16
-    tokens. kv_dtype: f32 or bf16, None takes the artifact's. isa: auto, scalar or avx2.
+    num_threads: 0 takes as many as the process may use. max_num_tokens, max_num_logits: rows of the largest step.
+    num_blocks: KV blocks of 16 tokens. kv_dtype: f32 or bf16, None takes the artifact's. isa: auto, scalar or avx2.
     Raises CorruptArtifact when the plan and the weights do not fit together, ConfigError for an option out of range.
     """
     weights = {name: (str(place.path), place.offset, place.num_bytes) for name, place in artifact.weights.items()}
@@ -60,6 +60,6 @@ def _in_three_parts(error: RuntimeError, folder: str) -> ArtifactError | ConfigE
     if "\nwhere: " in what:
         what, _, rest = what.partition("\nwhere: ")
         where, _, hint = rest.partition("\ntry: ")
-    if where.startswith("plan.json") or where.startswith("weight "):
+    if where.startswith(("plan.json", "weight ")):
         return CorruptArtifact(what, where=f"{folder}, {where}", hint=hint)
     return ConfigError(what, where=where, hint=hint)

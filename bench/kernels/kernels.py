@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from friendli_runtime import _core
 
 COPIES = {"linear": 8, "attention": 8}  # calls per step: different weights or cache layers, so that nothing stays in a cache

@@ -1,5 +1,5 @@
-// The one error type of the core. It carries the three parts of every message (what happened, where, what to do) and stops at the binding.
-// Also the checked arithmetic for all numbers that come from a file.
+// The one error type of the core. It carries the three parts of every message (what happened, where, what to do) and
+// stops at the binding. Also the checked arithmetic for all numbers that come from a file.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ class Error : public std::runtime_error {
       : std::runtime_error(what + "\nwhere: " + where + "\ntry: " + hint) {}
 };
 
-inline constexpr std::string_view kRecompileHint = "compile the model again with this version of fmo; if it happens again, report a bug";
+inline constexpr std::string_view kRecompileHint =
+    "compile the model again with this version of fmo; if it happens again, report a bug";
 
 // A plan that does not fit together: never the user's mistake, so the hint is always the same.
 class PlanError : public Error {
@@ -39,7 +40,9 @@ inline int64_t checked_add(int64_t a, int64_t b) {
   return sum;
 }
 
-inline constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
 inline constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 }  // namespace fmo

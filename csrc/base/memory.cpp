@@ -30,7 +30,8 @@ PageBuffer::PageBuffer(int64_t num_bytes, const std::string& purpose) : size_(nu
   if (huge) {
     const auto address = reinterpret_cast<uintptr_t>(data_);
     data_ = reinterpret_cast<char*>(address + (kHugePageBytes - address % kHugePageBytes) % kHugePageBytes);
-    madvise(data_, static_cast<size_t>(round_up(num_bytes, kHugePageBytes)), MADV_HUGEPAGE);  // a wish: failure changes nothing but speed
+    madvise(data_, static_cast<size_t>(round_up(num_bytes, kHugePageBytes)),
+            MADV_HUGEPAGE);  // a wish: failure changes nothing but speed
   }
 }
 
@@ -40,12 +41,17 @@ PageBuffer::~PageBuffer() {
 
 MappedFile::MappedFile(const std::string& path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw Error("cannot open the weights: " + std::string(std::strerror(errno)), path, "check that the artifact is complete and readable");
+  if (file < 0)
+    throw Error("cannot open the weights: " + std::string(std::strerror(errno)), path,
+                "check that the artifact is complete and readable");
   struct stat status {};
   const bool known = fstat(file, &status) == 0 && status.st_size > 0;
-  void* mapping = known ? mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
+  void* mapping =
+      known ? mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file, 0) : MAP_FAILED;
   close(file);
-  if (mapping == MAP_FAILED) throw Error("cannot map the weights into memory", path, "check that the file is not empty and that memory is not limited");
+  if (mapping == MAP_FAILED)
+    throw Error("cannot map the weights into memory", path,
+                "check that the file is not empty and that memory is not limited");
   data_ = static_cast<const char*>(mapping);
   size_ = status.st_size;
   madvise(mapping, static_cast<size_t>(size_), MADV_WILLNEED);

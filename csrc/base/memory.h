@@ -1,4 +1,5 @@
-// Memory that is asked from the operating system once: zeroed pages (huge ones where the system has them) and read-only file mappings.
+// Memory that is asked from the operating system once: zeroed pages (huge ones where the system has them) and read-only
+// file mappings.
 #pragma once
 
 #include <cstddef>

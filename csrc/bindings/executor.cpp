@@ -1,4 +1,5 @@
-// `_core.Executor`: the executor for Python. Arrays are checked for type, order and length here, their values by the executor.
+// `_core.Executor`: the executor for Python. Arrays are checked for type, order and length here, their values by the
+// executor.
 #include "executor/executor.h"
 
 #include <nanobind/nanobind.h>
@@ -24,17 +25,18 @@ using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 void require_length(const char* name, size_t length, size_t expected) {
   if (length == expected) return;
-  throw Error(std::string(name) + " has " + std::to_string(length) + " entries, expected " + std::to_string(expected), "Executor.forward",
-              "give arrays that describe one batch");
+  throw Error(std::string(name) + " has " + std::to_string(length) + " entries, expected " + std::to_string(expected),
+              "Executor.forward", "give arrays that describe one batch");
 }
 
 int32_t to_i32(size_t value) {
-  if (value > static_cast<size_t>(INT32_MAX)) throw Error("an array of " + std::to_string(value) + " entries", "Executor.forward", "give fewer tokens");
+  if (value > static_cast<size_t>(INT32_MAX))
+    throw Error("an array of " + std::to_string(value) + " entries", "Executor.forward", "give fewer tokens");
   return static_cast<int32_t>(value);
 }
 
-void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads, int64_t max_num_tokens, int64_t max_num_logits, int64_t num_blocks,
-               const std::string& kv_dtype, const std::string& isa) {
+void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads, int64_t max_num_tokens,
+               int64_t max_num_logits, int64_t num_blocks, const std::string& kv_dtype, const std::string& isa) {
   const PlanSpec spec = read_plan(plan, weights);
   ExecutorOptions options;
   options.num_threads = num_threads;
@@ -47,8 +49,8 @@ void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads,
   new (self) Executor(spec, options);
 }
 
-Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_ids, const Ints& cu_seqlens, const Ints& context_lens,
-               const IntTable& block_tables, const Ints& logit_rows) {
+Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_ids, const Ints& cu_seqlens,
+               const Ints& context_lens, const IntTable& block_tables, const Ints& logit_rows) {
   Batch batch;
   batch.num_tokens = to_i32(input_ids.shape(0));
   batch.num_seqs = to_i32(context_lens.shape(0));
@@ -69,7 +71,8 @@ Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_i
     const nb::gil_scoped_release no_gil;
     executor.forward(batch);
     for (size_t row = 0; row < rows; ++row) {
-      std::copy_n(executor.logits() + static_cast<int64_t>(row) * executor.logits_stride(), columns, copy.get() + row * columns);
+      std::copy_n(executor.logits() + static_cast<int64_t>(row) * executor.logits_stride(), columns,
+                  copy.get() + row * columns);
     }
   }
   float* data = copy.release();
@@ -109,16 +112,21 @@ nb::list calls(const Executor& executor) {
 void bind_executor(nb::module_& m) {
   nb::class_<Executor>(m, "Executor",
                        "Runs a plan on the CPU.\n\n"
-                       "plan: parsed plan.json. weights: name -> (path, offset, number of bytes). Raises RuntimeError with what, where and what to do.")
-      .def("__init__", &construct, nb::arg("plan"), nb::arg("weights"), nb::arg("num_threads") = 0, nb::arg("max_num_tokens") = 512,
-           nb::arg("max_num_logits") = 64, nb::arg("num_blocks") = 256, nb::arg("kv_dtype") = "f32", nb::arg("isa") = "auto")
-      .def("forward", &forward, nb::arg("input_ids"), nb::arg("position_ids"), nb::arg("cu_seqlens"), nb::arg("context_lens"),
-           nb::arg("block_tables"), nb::arg("logit_rows"),
-           "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, vocab_size]. One call at a time.")
+                       "plan: parsed plan.json. weights: name -> (path, offset, number of bytes). Raises RuntimeError "
+                       "with what, where and what to do.")
+      .def("__init__", &construct, nb::arg("plan"), nb::arg("weights"), nb::arg("num_threads") = 0,
+           nb::arg("max_num_tokens") = 512, nb::arg("max_num_logits") = 64, nb::arg("num_blocks") = 256,
+           nb::arg("kv_dtype") = "f32", nb::arg("isa") = "auto")
+      .def("forward", &forward, nb::arg("input_ids"), nb::arg("position_ids"), nb::arg("cu_seqlens"),
+           nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
+           "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, vocab_size]. One call at a "
+           "time.")
       .def("copy_block", &Executor::copy_block, nb::arg("source_block"), nb::arg("target_block"))
       .def("memory", &memory, "Bytes by purpose.")
-      .def("profile", &Executor::set_profiling, nb::arg("on"), "Measures every call from now on; forgets the times so far.")
-      .def("calls", &calls, "What each call of the plan is bound to: op, kernel, layer, source, weight_bytes, num_runs, total_ns.")
+      .def("profile", &Executor::set_profiling, nb::arg("on"),
+           "Measures every call from now on; forgets the times so far.")
+      .def("calls", &calls,
+           "What each call of the plan is bound to: op, kernel, layer, source, weight_bytes, num_runs, total_ns.")
       .def_prop_ro("vocab_size", &Executor::vocab_size)
       .def_prop_ro("max_context_len", &Executor::max_context_len)
       .def_prop_ro("max_num_tokens", &Executor::max_num_tokens)

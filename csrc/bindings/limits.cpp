@@ -25,9 +25,12 @@ void bind_limits(nb::module_& m) {
         result["fma_gflop_s"] = limits.fma_gflop_s;
         return result;
       },
-      nb::arg("num_threads") = 0, "The machine's read bandwidth and f32 multiply-add peak with so many threads (0: all), measured now.");
+      nb::arg("num_threads") = 0,
+      "The machine's read bandwidth and f32 multiply-add peak with so many threads (0: all), measured now.");
   m.def("usable_threads", &usable_threads, "How many threads this process may use.");
-  m.def("detect_isa", [] { return std::string(isa_name(detect_isa())); }, "The best instruction set that kernels have on this machine.");
+  m.def(
+      "detect_isa", [] { return std::string(isa_name(detect_isa())); },
+      "The best instruction set that kernels have on this machine.");
 }
 
 }  // namespace fmo

@@ -41,7 +41,8 @@ std::string to_string(nb::handle value, const std::string& where) {
 // Lists of JSON; tuples serve too, for plans that never were JSON.
 template <class F>
 void for_each_item(nb::handle list, const std::string& where, F&& f) {
-  if (!nb::isinstance<nb::list>(list) && !nb::isinstance<nb::tuple>(list)) throw PlanError("expected a list, not " + shown(list), where);
+  if (!nb::isinstance<nb::list>(list) && !nb::isinstance<nb::tuple>(list))
+    throw PlanError("expected a list, not " + shown(list), where);
   for (nb::handle item : list) f(item);
 }
 
@@ -105,8 +106,11 @@ EwOperand read_operand(nb::handle pair, const std::string& where) {
   if (kind != "const") throw PlanError("the operand kind '" + kind + "' is none of in, reg, const", where);
   operand.kind = EwOperand::Kind::constant;
   const nb::object value = items[1];
-  operand.dtype = nb::isinstance<nb::bool_>(value) ? DType::boolean : nb::isinstance<nb::int_>(value) ? DType::i32 : DType::f32;
-  if (!nb::try_cast<double>(value, operand.constant)) throw PlanError("a constant is a number, not " + shown(value), where);
+  operand.dtype = nb::isinstance<nb::bool_>(value)  ? DType::boolean
+                  : nb::isinstance<nb::int_>(value) ? DType::i32
+                                                    : DType::f32;
+  if (!nb::try_cast<double>(value, operand.constant))
+    throw PlanError("a constant is a number, not " + shown(value), where);
   return operand;
 }
 
@@ -138,7 +142,8 @@ CallSpec read_call(nb::handle value, const std::string& where_call) {
   for_each_item(member(value, "inputs", where), where, [&](nb::handle view) {
     call.inputs.push_back(view.is_none() ? std::nullopt : std::optional(read_view(view, where)));
   });
-  for_each_item(member(value, "outputs", where), where, [&](nb::handle view) { call.outputs.push_back(read_view(view, where)); });
+  for_each_item(member(value, "outputs", where), where,
+                [&](nb::handle view) { call.outputs.push_back(read_view(view, where)); });
   const nb::object attrs = member(value, "attrs", where);
   if (!nb::isinstance<nb::dict>(attrs)) throw PlanError("attrs is not an object", where);
   for (auto [key, attr] : nb::cast<nb::dict>(attrs)) {
@@ -156,12 +161,14 @@ WeightSpec read_weight(nb::handle value, nb::handle location, const std::string&
   WeightSpec spec;
   spec.dtype = parse_dtype(to_string(member(value, "dtype", where), where), where);
   const std::string layout = to_string(member(value, "layout", where), where);
-  if (layout != "row_major" && layout != "panel16") throw PlanError("the layout '" + layout + "' is neither row_major nor panel16", where);
+  if (layout != "row_major" && layout != "panel16")
+    throw PlanError("the layout '" + layout + "' is neither row_major nor panel16", where);
   spec.layout = layout == "panel16" ? Layout::panel16 : Layout::row_major;
   spec.dims = to_ints(member(value, "dims", where), where);
   std::vector<nb::object> items;
   for_each_item(location, where, [&](nb::handle item) { items.push_back(nb::borrow(item)); });
-  if (items.size() != 3) throw PlanError("a weight is at (path, offset, number of bytes), not " + shown(location), where);
+  if (items.size() != 3)
+    throw PlanError("a weight is at (path, offset, number of bytes), not " + shown(location), where);
   spec.path = nb::cast<std::string>(nb::str(items[0]));
   spec.file_offset = to_int(items[1], where);
   spec.num_bytes = to_int(items[2], where);
@@ -172,15 +179,19 @@ WeightSpec read_weight(nb::handle value, nb::handle location, const std::string&
 void read_memory(PlanSpec& spec, nb::handle plan) {
   const nb::object arenas = member(plan, "arenas", "plan.json");
   constexpr const char* names[] = {"fixed", "num_tokens", "num_logits"};
-  for (size_t arena = 0; arena < 3; ++arena) spec.arena_bytes[arena] = to_int(member(arenas, names[arena], "plan.json, arenas"), "plan.json, arenas");
+  for (size_t arena = 0; arena < 3; ++arena)
+    spec.arena_bytes[arena] = to_int(member(arenas, names[arena], "plan.json, arenas"), "plan.json, arenas");
   for_each_item(member(plan, "buffers", "plan.json"), "plan.json, buffers", [&](nb::handle value) {
-    const std::string where = "plan.json, buffer " + std::to_string(spec.buffers.size()), arena = to_string(member(value, "arena", where), where);
-    spec.buffers.push_back({arena == "fixed" ? RowDim::none : to_row_dim(arena, where), to_int(member(value, "offset", where), where),
+    const std::string where = "plan.json, buffer " + std::to_string(spec.buffers.size()),
+                      arena = to_string(member(value, "arena", where), where);
+    spec.buffers.push_back({arena == "fixed" ? RowDim::none : to_row_dim(arena, where),
+                            to_int(member(value, "offset", where), where),
                             to_int(member(value, "row_bytes", where), where)});
   });
   for_each_item(member(plan, "kv_layers", "plan.json"), "plan.json, kv_layers", [&](nb::handle value) {
     const std::string where = "plan.json, KV layer " + std::to_string(spec.kv_layers.size());
-    spec.kv_layers.push_back({to_int(member(value, "num_kv_heads", where), where), to_int(member(value, "k_head_dim", where), where),
+    spec.kv_layers.push_back({to_int(member(value, "num_kv_heads", where), where),
+                              to_int(member(value, "k_head_dim", where), where),
                               to_int(member(value, "v_head_dim", where), where)});
   });
 }
@@ -190,7 +201,8 @@ void read_memory(PlanSpec& spec, nb::handle plan) {
 PlanSpec read_plan(nb::dict plan, nb::dict weights) {
   const std::string where = "plan.json";
   const int64_t version = to_int(member(plan, "schema_version", where), where);
-  if (version != kSchemaVersion) throw PlanError("schema_version is " + std::to_string(version) + ", this build reads 1", where);
+  if (version != kSchemaVersion)
+    throw PlanError("schema_version is " + std::to_string(version) + ", this build reads 1", where);
   PlanSpec spec;
   spec.vocab_size = to_int(member(plan, "vocab_size", where), where);
   spec.max_context_len = to_int(member(plan, "max_context_len", where), where);

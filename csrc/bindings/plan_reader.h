@@ -1,4 +1,5 @@
-// Parsed plan.json (a Python dict) to `PlanSpec`. Types and keys are checked here, everything about content in the executor.
+// Parsed plan.json (a Python dict) to `PlanSpec`. Types and keys are checked here, everything about content in the
+// executor.
 #pragma once
 
 #include <nanobind/nanobind.h>

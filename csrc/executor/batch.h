@@ -1,10 +1,11 @@
 // One step's input: a ragged batch of token rows, packed without padding.
 //
 //   seq 0         seq 1   seq 2            cu_seqlens = {0, 5, 6, 9}
-//   [t t t t t]   [t]     [t t t]          row r of sequence s holds the token at position context_lens[s] + (r - cu_seqlens[s])
+//   [t t t t t]   [t]     [t t t]          row r of sequence s holds position
+//                                          context_lens[s] + (r - cu_seqlens[s])
 //
-// Block b of `block_tables[s]` holds positions 16*b … 16*b+15 of sequence s; entries beyond the last position of the step are not read.
-// The batch owns nothing: every pointer must stay valid until `Executor::forward` returns.
+// Block b of `block_tables[s]` holds positions 16*b … 16*b+15 of sequence s; entries beyond the last position of the
+// step are not read. The batch owns nothing: every pointer must stay valid until `Executor::forward` returns.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +24,7 @@ struct Batch {
   const int32_t* context_lens = nullptr;  // [num_seqs] tokens already in the KV cache
   const int32_t* block_tables = nullptr;  // [num_seqs, block_table_stride]
   int32_t block_table_stride = 0;
-  const int32_t* logit_rows = nullptr;    // [num_logits] rows of this batch, in the order of the logits
+  const int32_t* logit_rows = nullptr;  // [num_logits] rows of this batch, in the order of the logits
 };
 
 }  // namespace fmo

@@ -17,7 +17,8 @@ std::string describe(const Tensor& x) {
   return text + "]";
 }
 
-Binder::Binder(const CallSpec& call, Storage& storage, Isa isa, int num_threads, std::vector<std::unique_ptr<Tensor>>& tensors)
+Binder::Binder(const CallSpec& call, Storage& storage, Isa isa, int num_threads,
+               std::vector<std::unique_ptr<Tensor>>& tensors)
     : call_(call), storage_(storage), isa_(isa), num_threads_(num_threads), tensors_(tensors) {
   where_ = "plan.json, " + call.op;
   if (!call.source.empty()) where_ += " of " + call.source;
@@ -37,11 +38,14 @@ const ViewSpec& Binder::input_spec(size_t index) const {
   return *call_.inputs[index];
 }
 
-const Tensor* Binder::keep(const ViewSpec& view, const std::string& name, const DType* dtype, int rank, bool keep_16_bit) {
+const Tensor* Binder::keep(const ViewSpec& view, const std::string& name, const DType* dtype, int rank,
+                           bool keep_16_bit) {
   auto tensor = std::make_unique<Tensor>(storage_.resolve(view, where_ + ", " + name, keep_16_bit));
   if (view.space == ViewSpec::Space::weight) weight_bytes_ += tensor->count() * dtype_bytes(tensor->dtype);
-  require(dtype == nullptr || tensor->dtype == *dtype, name + " is " + describe(*tensor) + ", expected " + (dtype ? dtype_name(*dtype) : ""));
-  require(rank == 0 || tensor->rank == rank, name + " is " + describe(*tensor) + ", expected " + std::to_string(rank) + " dims");
+  require(dtype == nullptr || tensor->dtype == *dtype,
+          name + " is " + describe(*tensor) + ", expected " + (dtype ? dtype_name(*dtype) : ""));
+  require(rank == 0 || tensor->rank == rank,
+          name + " is " + describe(*tensor) + ", expected " + std::to_string(rank) + " dims");
   tensors_.push_back(std::move(tensor));
   return tensors_.back().get();
 }
@@ -50,9 +54,13 @@ const Tensor* Binder::input(size_t index, DType dtype, int rank) {
   return keep(input_spec(index), "input " + std::to_string(index), &dtype, rank, false);
 }
 
-const Tensor* Binder::input_any(size_t index) { return keep(input_spec(index), "input " + std::to_string(index), nullptr, 0, false); }
+const Tensor* Binder::input_any(size_t index) {
+  return keep(input_spec(index), "input " + std::to_string(index), nullptr, 0, false);
+}
 
-const Tensor* Binder::optional_input(size_t index, DType dtype, int rank) { return has_input(index) ? input(index, dtype, rank) : nullptr; }
+const Tensor* Binder::optional_input(size_t index, DType dtype, int rank) {
+  return has_input(index) ? input(index, dtype, rank) : nullptr;
+}
 
 const Tensor* Binder::output(size_t index, DType dtype, int rank) {
   const Tensor* tensor = output_any(index);
@@ -64,7 +72,8 @@ const Tensor* Binder::output(size_t index, DType dtype, int rank) {
 
 const Tensor* Binder::output_any(size_t index) {
   require(index < call_.outputs.size(), "output " + std::to_string(index) + " is missing");
-  require(call_.outputs[index].space == ViewSpec::Space::buffer, "output " + std::to_string(index) + " is not a buffer");
+  require(call_.outputs[index].space == ViewSpec::Space::buffer,
+          "output " + std::to_string(index) + " is not a buffer");
   const Tensor* tensor = keep(call_.outputs[index], "output " + std::to_string(index), nullptr, 0, false);
   for (int axis = 0; axis < tensor->rank; ++axis) {
     const bool repeats = tensor->stride(axis) == 0 && (tensor->row_dim(axis) != RowDim::none || tensor->dim(axis) > 1);
@@ -73,13 +82,16 @@ const Tensor* Binder::output_any(size_t index) {
   return tensor;
 }
 
-const Tensor* Binder::table(size_t index) { return keep(input_spec(index), "input " + std::to_string(index), nullptr, 2, true); }
+const Tensor* Binder::table(size_t index) {
+  return keep(input_spec(index), "input " + std::to_string(index), nullptr, 2, true);
+}
 
 const float* Binder::vector(size_t index, int64_t length) {
   if (!has_input(index)) return nullptr;
   const Tensor* x = input(index, DType::f32, 1);
   require(x->row_dim(0) == RowDim::none && x->dim(0) == length && (length == 1 || x->stride(0) == 1),
-          "input " + std::to_string(index) + " is " + describe(*x) + ", expected f32 [" + std::to_string(length) + "] without gaps");
+          "input " + std::to_string(index) + " is " + describe(*x) + ", expected f32 [" + std::to_string(length) +
+              "] without gaps");
   return x->as<float>();
 }
 
@@ -93,11 +105,13 @@ PanelWeight Binder::panels(size_t index, int rank, int64_t* num_experts, int64_t
   const std::string name = "input " + std::to_string(index);
   require(is_panel16(index), name + " must be a weight in the layout panel16");
   const WeightSpec& spec = storage_.weight_spec(view.name, where_);
-  require(static_cast<int>(spec.dims.size()) == rank, name + ", weight '" + view.name + "', has " + std::to_string(spec.dims.size()) +
-                                                          " dims, expected " + std::to_string(rank));
+  require(static_cast<int>(spec.dims.size()) == rank, name + ", weight '" + view.name + "', has " +
+                                                          std::to_string(spec.dims.size()) + " dims, expected " +
+                                                          std::to_string(rank));
   require(!view.strides.has_value() && view.offset == 0, name + ": a panel16 weight takes no strides or offset");
   for (size_t axis = 0; axis < view.dims.size(); ++axis) {
-    const bool same = view.dims.size() == spec.dims.size() && view.dims[axis].row_dim == RowDim::none && view.dims[axis].size == spec.dims[axis];
+    const bool same = view.dims.size() == spec.dims.size() && view.dims[axis].row_dim == RowDim::none &&
+                      view.dims[axis].size == spec.dims[axis];
     require(same, name + ": the dims of the view differ from those of the weight '" + view.name + "'");
   }
   PanelWeight w{storage_.weight_data(view.name), spec.dtype, spec.dims[spec.dims.size() - 2], spec.dims.back()};
@@ -121,7 +135,9 @@ int64_t Binder::int_attr(const std::string& name) const {
   return std::get<int64_t>(*attr);
 }
 
-int64_t Binder::int_attr(const std::string& name, int64_t fallback) const { return find_attr(name) == nullptr ? fallback : int_attr(name); }
+int64_t Binder::int_attr(const std::string& name, int64_t fallback) const {
+  return find_attr(name) == nullptr ? fallback : int_attr(name);
+}
 
 double Binder::float_attr(const std::string& name) const {
   const Attr* attr = find_attr(name);
@@ -130,7 +146,9 @@ double Binder::float_attr(const std::string& name) const {
   return static_cast<double>(std::get<int64_t>(*attr));
 }
 
-double Binder::float_attr(const std::string& name, double fallback) const { return find_attr(name) == nullptr ? fallback : float_attr(name); }
+double Binder::float_attr(const std::string& name, double fallback) const {
+  return find_attr(name) == nullptr ? fallback : float_attr(name);
+}
 
 bool Binder::bool_attr(const std::string& name, bool fallback) const {
   const Attr* attr = find_attr(name);
@@ -141,13 +159,15 @@ bool Binder::bool_attr(const std::string& name, bool fallback) const {
 
 std::string Binder::string_attr(const std::string& name) const {
   const Attr* attr = find_attr(name);
-  require(attr != nullptr && std::holds_alternative<std::string>(*attr), "the attribute '" + name + "' must be a string");
+  require(attr != nullptr && std::holds_alternative<std::string>(*attr),
+          "the attribute '" + name + "' must be a string");
   return std::get<std::string>(*attr);
 }
 
 int Binder::axis_attr(const std::string& name, int rank) const {
   const int64_t axis = int_attr(name), positive = axis < 0 ? axis + rank : axis;
-  require(positive >= 0 && positive < rank, "the attribute '" + name + "' is " + std::to_string(axis) + " for " + std::to_string(rank) + " dims");
+  require(positive >= 0 && positive < rank,
+          "the attribute '" + name + "' is " + std::to_string(axis) + " for " + std::to_string(rank) + " dims");
   return static_cast<int>(positive);
 }
 
@@ -162,7 +182,8 @@ void Binder::require_last_dense(const Tensor& x, const std::string& name) const 
 }
 
 void Binder::require_all_attrs_read() const {
-  for (const auto& [name, value] : call_.attrs) require(read_attrs_.contains(name), "this build does not know the attribute '" + name + "'");
+  for (const auto& [name, value] : call_.attrs)
+    require(read_attrs_.contains(name), "this build does not know the attribute '" + name + "'");
 }
 
 int64_t Binder::max_rows(const Tensor& x, int begin, int end) const {

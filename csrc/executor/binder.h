@@ -1,5 +1,6 @@
-// Turns the views of one call into checked tensors. An op's bind function asks it for operands, attributes and workspace, and returns a
-// closure that runs the call; everything that can be wrong with a plan is found here, before the first step.
+// Turns the views of one call into checked tensors. An op's bind function asks it for operands, attributes and
+// workspace, and returns a closure that runs the call; everything that can be wrong with a plan is found here, before
+// the first step.
 #pragma once
 
 #include <functional>
@@ -44,7 +45,8 @@ struct Workspace {
 class Binder {
  public:
   // `tensors` keeps the operands at fixed addresses; their row dims are set before every step.
-  Binder(const CallSpec& call, Storage& storage, Isa isa, int num_threads, std::vector<std::unique_ptr<Tensor>>& tensors);
+  Binder(const CallSpec& call, Storage& storage, Isa isa, int num_threads,
+         std::vector<std::unique_ptr<Tensor>>& tensors);
 
   const CallSpec& call() const { return call_; }
   const std::string& where() const { return where_; }
@@ -54,12 +56,12 @@ class Binder {
 
   // Operands. `rank` 0: any. f32 unless told otherwise; 16-bit weights arrive widened to f32.
   const Tensor* input(size_t index, DType dtype = DType::f32, int rank = 0);
-  const Tensor* input_any(size_t index);                                       // any of f32, i32, bool
+  const Tensor* input_any(size_t index);                                               // any of f32, i32, bool
   const Tensor* optional_input(size_t index, DType dtype = DType::f32, int rank = 0);  // null when absent
   const Tensor* output(size_t index, DType dtype = DType::f32, int rank = 0);
   const Tensor* output_any(size_t index);
-  const Tensor* table(size_t index);                                           // row_major, 16-bit storage kept
-  const float* vector(size_t index, int64_t length);                           // f32 [length], dense; null when absent
+  const Tensor* table(size_t index);                  // row_major, 16-bit storage kept
+  const float* vector(size_t index, int64_t length);  // f32 [length], dense; null when absent
   void expect_operands(size_t min_inputs, size_t max_inputs, size_t num_outputs) const;
   bool has_input(size_t index) const { return index < call_.inputs.size() && call_.inputs[index].has_value(); }
   bool is_panel16(size_t index) const;
@@ -75,7 +77,7 @@ class Binder {
   bool bool_attr(const std::string& name, bool fallback) const;
   std::string string_attr(const std::string& name) const;
   int axis_attr(const std::string& name, int rank) const;  // negative axes count from the end
-  void require_all_attrs_read() const;                     // an attribute that no kernel looks at would be silently wrong
+  void require_all_attrs_read() const;  // an attribute that no kernel looks at would be silently wrong
 
   // Checks; all throw PlanError naming the call.
   [[noreturn]] void fail(const std::string& what) const;

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <mutex>
 
 #include "base/memory.h"
 #include "device/cpu/thread_pool.h"
@@ -13,9 +14,9 @@
 namespace fmo {
 namespace {
 
-constexpr int64_t kAlignment = 64;      // bytes: of buffers, weights and KV layers
+constexpr int64_t kAlignment = 64;  // bytes: of buffers, weights and KV layers
 constexpr int kMaxThreads = 1024;
-constexpr int64_t kMaxRows = 1 << 24;   // tokens per step
+constexpr int64_t kMaxRows = 1 << 24;  // tokens per step
 
 const char* arena_name(size_t arena) {
   constexpr const char* names[] = {"fixed", "num_tokens", "num_logits"};
@@ -23,7 +24,8 @@ const char* arena_name(size_t arena) {
 }
 
 int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 int64_t expected_weight_bytes(const WeightSpec& spec, const std::string& where) {
@@ -31,7 +33,8 @@ int64_t expected_weight_bytes(const WeightSpec& spec, const std::string& where) 
   for (int64_t dim : spec.dims) count = checked_mul(count, dim);
   if (spec.layout == Layout::panel16) {
     const size_t rank = spec.dims.size();
-    if (rank != 2 && rank != 3) throw PlanError("a panel16 weight has " + std::to_string(rank) + " dims, expected 2 or 3", where);
+    if (rank != 2 && rank != 3)
+      throw PlanError("a panel16 weight has " + std::to_string(rank) + " dims, expected 2 or 3", where);
     if (spec.dtype != DType::f32 && spec.dtype != DType::bf16) {
       throw PlanError(std::string("a panel16 weight is ") + dtype_name(spec.dtype) + ", expected f32 or bf16", where);
     }
@@ -48,7 +51,8 @@ std::array<int64_t, kMaxRank> contiguous_strides(const Tensor& x, const std::str
   int64_t stride = 1;
   for (int axis = x.rank - 1; axis >= 0; --axis) {
     strides[static_cast<size_t>(axis)] = stride;
-    if (x.row_dim(axis) != RowDim::none && axis > 0) throw PlanError("a view whose row dim is not the first needs strides", where);
+    if (x.row_dim(axis) != RowDim::none && axis > 0)
+      throw PlanError("a view whose row dim is not the first needs strides", where);
     if (axis > 0) stride = checked_mul(stride, x.dim(axis));
   }
   return strides;
@@ -119,10 +123,14 @@ struct Executor::Impl final : Storage {
   Tensor logits;
   StepFailure failure;
   bool profiling = false;
+  std::mutex forward_mutex;
 };
 
 Executor::Impl::Impl(const PlanSpec& plan_spec, const ExecutorOptions& given)
-    : plan(plan_spec), options(given), isa(resolve_isa(given.isa)), pool(given.num_threads > 0 ? std::min(given.num_threads, kMaxThreads) : usable_threads()) {
+    : plan(plan_spec),
+      options(given),
+      isa(resolve_isa(given.isa)),
+      pool(given.num_threads > 0 ? std::min(given.num_threads, kMaxThreads) : usable_threads()) {
   check_options();
   map_weights();
   place_arenas();
@@ -154,13 +162,18 @@ void Executor::Impl::map_weights() {
     if (file == files.end()) file = files.emplace(spec.path, MappedFile(spec.path)).first;
     const int64_t expected = expected_weight_bytes(spec, where);
     if (spec.num_bytes != expected) {
-      throw PlanError("the weight has " + std::to_string(spec.num_bytes) + " bytes, its dims and layout need " + std::to_string(expected), where);
+      throw PlanError("the weight has " + std::to_string(spec.num_bytes) + " bytes, its dims and layout need " +
+                          std::to_string(expected),
+                      where);
     }
     if (checked_add(spec.file_offset, spec.num_bytes) > file->second.size()) {
-      throw Error("the weight ends at byte " + std::to_string(spec.file_offset + spec.num_bytes) + " of a file of " + std::to_string(file->second.size()),
+      throw Error("the weight ends at byte " + std::to_string(spec.file_offset + spec.num_bytes) + " of a file of " +
+                      std::to_string(file->second.size()),
                   where, "the file is truncated: copy or compile the artifact again");
     }
-    if (spec.file_offset % kAlignment != 0) throw PlanError("the weight starts at byte " + std::to_string(spec.file_offset) + ", which is not a multiple of 64", where);
+    if (spec.file_offset % kAlignment != 0)
+      throw PlanError(
+          "the weight starts at byte " + std::to_string(spec.file_offset) + ", which is not a multiple of 64", where);
     weight_pointers[name] = file->second.data() + spec.file_offset;
   }
 }
@@ -175,10 +188,12 @@ void Executor::Impl::place_arenas() {
     const std::string where = "plan.json, buffer " + std::to_string(id);
     const size_t arena = static_cast<size_t>(buffer.arena);
     if (checked_add(buffer.offset, buffer.row_bytes) > plan.arena_bytes[arena]) {
-      throw PlanError("the buffer ends at " + std::to_string(buffer.offset + buffer.row_bytes) + " of " + std::to_string(plan.arena_bytes[arena]) +
-                          " bytes of the arena " + arena_name(arena), where);
+      throw PlanError("the buffer ends at " + std::to_string(buffer.offset + buffer.row_bytes) + " of " +
+                          std::to_string(plan.arena_bytes[arena]) + " bytes of the arena " + arena_name(arena),
+                      where);
     }
-    if (buffer.offset % kAlignment != 0 || buffer.row_bytes % kAlignment != 0) throw PlanError("offset or row_bytes is no multiple of 64", where);
+    if (buffer.offset % kAlignment != 0 || buffer.row_bytes % kAlignment != 0)
+      throw PlanError("offset or row_bytes is no multiple of 64", where);
   }
   input_ids.resize(static_cast<size_t>(options.max_num_tokens));
   position_ids.resize(static_cast<size_t>(options.max_num_tokens));
@@ -190,7 +205,8 @@ void Executor::Impl::place_kv() {
   std::vector<int64_t> offsets;
   for (const KvLayerSpec& spec : plan.kv_layers) {
     const std::string where = "plan.json, KV layer " + std::to_string(kv_layers.size());
-    if (spec.num_kv_heads < 1 || spec.k_head_dim < 1 || spec.v_head_dim < 1) throw PlanError("heads and head dims must be positive", where);
+    if (spec.num_kv_heads < 1 || spec.k_head_dim < 1 || spec.v_head_dim < 1)
+      throw PlanError("heads and head dims must be positive", where);
     checked_mul(spec.num_kv_heads, checked_mul(checked_add(spec.k_head_dim, spec.v_head_dim + 8), kKvBlock * 4));
     kv_layers.push_back({nullptr, options.kv_dtype, spec.num_kv_heads, spec.k_head_dim, spec.v_head_dim});
     offsets.push_back(total);
@@ -214,7 +230,8 @@ char* Executor::Impl::widened(const std::string& name, const WeightSpec& spec, i
     PageBuffer wide(checked_mul(count, 4), "weight '" + name + "' as f32");
     const auto* halves = reinterpret_cast<const uint16_t*>(weight_data(name));
     auto* floats = reinterpret_cast<float*>(wide.data());
-    for (int64_t i = 0; i < count; ++i) floats[i] = spec.dtype == DType::bf16 ? bf16_to_f32(halves[i]) : f16_to_f32(halves[i]);
+    for (int64_t i = 0; i < count; ++i)
+      floats[i] = spec.dtype == DType::bf16 ? bf16_to_f32(halves[i]) : f16_to_f32(halves[i]);
     found = widened_weights.emplace(name, std::move(wide)).first;
   }
   return found->second.data();
@@ -222,9 +239,11 @@ char* Executor::Impl::widened(const std::string& name, const WeightSpec& spec, i
 
 PlacedMemory Executor::Impl::buffer_memory(const ViewSpec& view, const std::string& where) const {
   if (view.buffer < 0 || view.buffer >= static_cast<int64_t>(plan.buffers.size())) {
-    throw PlanError("there is no buffer " + std::to_string(view.buffer) + " among " + std::to_string(plan.buffers.size()), where);
+    throw PlanError(
+        "there is no buffer " + std::to_string(view.buffer) + " among " + std::to_string(plan.buffers.size()), where);
   }
-  if (view.dtype == DType::bf16 || view.dtype == DType::f16) throw PlanError(std::string("a buffer cannot hold ") + dtype_name(view.dtype), where);
+  if (view.dtype == DType::bf16 || view.dtype == DType::f16)
+    throw PlanError(std::string("a buffer cannot hold ") + dtype_name(view.dtype), where);
   const BufferSpec& buffer = plan.buffers[static_cast<size_t>(view.buffer)];
   const int64_t rows = max_rows(buffer.arena);
   const PageBuffer& arena = arenas[static_cast<size_t>(buffer.arena)];
@@ -233,9 +252,12 @@ PlacedMemory Executor::Impl::buffer_memory(const ViewSpec& view, const std::stri
 
 PlacedMemory Executor::Impl::weight_memory(const ViewSpec& view, const std::string& where, bool keep_16_bit) {
   const WeightSpec& spec = weight_spec(view.name, where);
-  if (spec.layout != Layout::row_major) throw PlanError("the weight '" + view.name + "' is packed, the op takes row_major", where);
+  if (spec.layout != Layout::row_major)
+    throw PlanError("the weight '" + view.name + "' is packed, the op takes row_major", where);
   if (view.dtype != spec.dtype) {
-    throw PlanError("the view is " + std::string(dtype_name(view.dtype)) + ", the weight '" + view.name + "' is " + dtype_name(spec.dtype), where);
+    throw PlanError("the view is " + std::string(dtype_name(view.dtype)) + ", the weight '" + view.name + "' is " +
+                        dtype_name(spec.dtype),
+                    where);
   }
   const int64_t count = spec.num_bytes / dtype_bytes(spec.dtype);
   const bool is_16_bit = spec.dtype == DType::bf16 || spec.dtype == DType::f16;
@@ -244,20 +266,25 @@ PlacedMemory Executor::Impl::weight_memory(const ViewSpec& view, const std::stri
 }
 
 PlacedMemory Executor::Impl::input_memory(const ViewSpec& view, const std::string& where) {
-  if (view.dtype != DType::i32) throw PlanError("the input '" + view.name + "' is i32, not " + dtype_name(view.dtype), where);
+  if (view.dtype != DType::i32)
+    throw PlanError("the input '" + view.name + "' is i32, not " + dtype_name(view.dtype), where);
   std::vector<int32_t>* source = nullptr;
   if (view.name == "input_ids") source = &input_ids;
   if (view.name == "position_ids") source = &position_ids;
   if (view.name == "logit_rows") source = &logit_rows;
-  if (source == nullptr) throw PlanError("the input '" + view.name + "' is none of input_ids, position_ids, logit_rows", where);
+  if (source == nullptr)
+    throw PlanError("the input '" + view.name + "' is none of input_ids, position_ids, logit_rows", where);
   return {reinterpret_cast<char*>(source->data()), static_cast<int64_t>(source->size())};
 }
 
 PlacedMemory Executor::Impl::memory_of(const ViewSpec& view, const std::string& where, bool keep_16_bit) {
   switch (view.space) {
-    case ViewSpec::Space::buffer: return buffer_memory(view, where);
-    case ViewSpec::Space::weight: return weight_memory(view, where, keep_16_bit);
-    case ViewSpec::Space::input: return input_memory(view, where);
+    case ViewSpec::Space::buffer:
+      return buffer_memory(view, where);
+    case ViewSpec::Space::weight:
+      return weight_memory(view, where, keep_16_bit);
+    case ViewSpec::Space::input:
+      return input_memory(view, where);
   }
   return {};
 }
@@ -265,7 +292,8 @@ PlacedMemory Executor::Impl::memory_of(const ViewSpec& view, const std::string& 
 // The element of a view that lies furthest, at the largest step, must be inside of its memory.
 Tensor Executor::Impl::resolve(const ViewSpec& view, const std::string& where, bool keep_16_bit) {
   Tensor x;
-  if (view.dims.size() > kMaxRank) throw PlanError("a view of " + std::to_string(view.dims.size()) + " dims; at most 8 are supported", where);
+  if (view.dims.size() > kMaxRank)
+    throw PlanError("a view of " + std::to_string(view.dims.size()) + " dims; at most 8 are supported", where);
   x.rank = static_cast<int>(view.dims.size());
   for (size_t axis = 0; axis < view.dims.size(); ++axis) {
     x.row_dims[axis] = view.dims[axis].row_dim;
@@ -274,7 +302,8 @@ Tensor Executor::Impl::resolve(const ViewSpec& view, const std::string& where, b
   }
   x.strides = contiguous_strides(x, where);
   if (view.strides.has_value()) {
-    if (view.strides->size() != view.dims.size()) throw PlanError("the view has another number of strides than of dims", where);
+    if (view.strides->size() != view.dims.size())
+      throw PlanError("the view has another number of strides than of dims", where);
     std::copy(view.strides->begin(), view.strides->end(), x.strides.begin());
   }
   const PlacedMemory memory = memory_of(view, where, keep_16_bit);
@@ -286,7 +315,8 @@ Tensor Executor::Impl::resolve(const ViewSpec& view, const std::string& where, b
     last = checked_add(last, checked_mul(std::max<int64_t>(x.dim(axis) - 1, 0), x.stride(axis)));
   }
   if (view.offset < 0 || (count > 0 && last >= memory.num_elements)) {
-    throw PlanError("the view reaches element " + std::to_string(last) + " of " + std::to_string(memory.num_elements), where);
+    throw PlanError("the view reaches element " + std::to_string(last) + " of " + std::to_string(memory.num_elements),
+                    where);
   }
   x.data = memory.data + (count > 0 ? view.offset * dtype_bytes(x.dtype) : 0);
   return x;
@@ -296,7 +326,9 @@ void Executor::Impl::bind_calls() {
   Workspace workspace;
   for (const CallSpec& call : plan.calls) {
     const BindFunction bind = find_op(call.op);
-    if (bind == nullptr) throw PlanError("this build has no kernel for '" + call.op + "'", "plan.json, call " + std::to_string(bound_calls.size()));
+    if (bind == nullptr)
+      throw PlanError("this build has no kernel for '" + call.op + "'",
+                      "plan.json, call " + std::to_string(bound_calls.size()));
     Binder binder(call, *this, isa, pool.num_threads(), tensors);
     BoundCall bound{bind(binder), {}};
     binder.require_all_attrs_read();
@@ -307,7 +339,8 @@ void Executor::Impl::bind_calls() {
   }
   thread_workspace_bytes = workspace.thread_bytes;
   shared_workspace = PageBuffer(workspace.shared_bytes, "the workspace");
-  thread_workspaces = PageBuffer(checked_mul(thread_workspace_bytes, pool.num_threads()), "the workspaces of the threads");
+  thread_workspaces =
+      PageBuffer(checked_mul(thread_workspace_bytes, pool.num_threads()), "the workspaces of the threads");
   for (const auto& tensor : tensors) {
     for (size_t axis = 0; axis < kMaxRank; ++axis) {
       if (tensor->row_dims[axis] != RowDim::none) row_axes.push_back({tensor.get(), axis});
@@ -318,19 +351,25 @@ void Executor::Impl::bind_calls() {
 void Executor::Impl::bind_logits() {
   logits = resolve(plan.logits, "plan.json, logits", false);
   const bool fits = plan.logits.space == ViewSpec::Space::buffer && logits.dtype == DType::f32 && logits.rank == 2 &&
-                    logits.row_dim(0) == RowDim::num_logits && logits.row_dim(1) == RowDim::none && logits.dim(1) == plan.vocab_size &&
-                    logits.stride(1) == 1;
-  if (!fits) throw PlanError("the logits are " + describe(logits) + ", expected a buffer f32 [num_logits, " + std::to_string(plan.vocab_size) + "]", "plan.json, logits");
+                    logits.row_dim(0) == RowDim::num_logits && logits.row_dim(1) == RowDim::none &&
+                    logits.dim(1) == plan.vocab_size && logits.stride(1) == 1;
+  if (!fits)
+    throw PlanError("the logits are " + describe(logits) + ", expected a buffer f32 [num_logits, " +
+                        std::to_string(plan.vocab_size) + "]",
+                    "plan.json, logits");
 }
 
 namespace {
 
-[[noreturn]] void bad_batch(const std::string& what) { throw Error(what, "the batch of a step", "this is a bug of the caller: report it"); }
+[[noreturn]] void bad_batch(const std::string& what) {
+  throw Error(what, "the batch of a step", "this is a bug of the caller: report it");
+}
 
 void check_values(const char* name, const int32_t* values, int64_t count, int64_t limit) {
   for (int64_t i = 0; i < count; ++i) {
     if (values[i] < 0 || values[i] >= limit) {
-      bad_batch(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]) + ", expected 0 to " + std::to_string(limit - 1));
+      bad_batch(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]) + ", expected 0 to " +
+                std::to_string(limit - 1));
     }
   }
 }
@@ -340,18 +379,22 @@ void check_values(const char* name, const int32_t* values, int64_t count, int64_
 void Executor::Impl::check_sequence(const Batch& batch, int32_t seq) const {
   const int64_t length = static_cast<int64_t>(batch.cu_seqlens[seq + 1]) - batch.cu_seqlens[seq];
   if (length < 1) bad_batch("cu_seqlens does not rise at sequence " + std::to_string(seq));
-  if (batch.context_lens[seq] < 0) bad_batch("context_lens[" + std::to_string(seq) + "] is " + std::to_string(batch.context_lens[seq]));
+  if (batch.context_lens[seq] < 0)
+    bad_batch("context_lens[" + std::to_string(seq) + "] is " + std::to_string(batch.context_lens[seq]));
   const int64_t num_blocks = ceil_div(batch.context_lens[seq] + length, kBlockSize);
   if (num_blocks > batch.block_table_stride) {
-    bad_batch("sequence " + std::to_string(seq) + " needs " + std::to_string(num_blocks) + " blocks, its table has " + std::to_string(batch.block_table_stride));
+    bad_batch("sequence " + std::to_string(seq) + " needs " + std::to_string(num_blocks) + " blocks, its table has " +
+              std::to_string(batch.block_table_stride));
   }
-  check_values("block_tables", batch.block_tables + static_cast<int64_t>(seq) * batch.block_table_stride, num_blocks, options.num_blocks);
+  check_values("block_tables", batch.block_tables + static_cast<int64_t>(seq) * batch.block_table_stride, num_blocks,
+               options.num_blocks);
 }
 
 void Executor::Impl::check_batch(const Batch& batch) const {
   const auto require_count = [](const char* name, int64_t value, int64_t low, int64_t high) {
     if (value < low || value > high) {
-      bad_batch(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " + std::to_string(high));
+      bad_batch(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
+                std::to_string(high));
     }
   };
   require_count("num_tokens", batch.num_tokens, 1, options.max_num_tokens);
@@ -362,8 +405,8 @@ void Executor::Impl::check_batch(const Batch& batch) const {
   check_values("position_ids", batch.position_ids, batch.num_tokens, std::numeric_limits<int32_t>::max());
   check_values("logit_rows", batch.logit_rows, batch.num_logits, batch.num_tokens);
   if (batch.cu_seqlens[0] != 0 || batch.cu_seqlens[batch.num_seqs] != batch.num_tokens) {
-    bad_batch("cu_seqlens goes from " + std::to_string(batch.cu_seqlens[0]) + " to " + std::to_string(batch.cu_seqlens[batch.num_seqs]) +
-              ", expected 0 to " + std::to_string(batch.num_tokens));
+    bad_batch("cu_seqlens goes from " + std::to_string(batch.cu_seqlens[0]) + " to " +
+              std::to_string(batch.cu_seqlens[batch.num_seqs]) + ", expected 0 to " + std::to_string(batch.num_tokens));
   }
   for (int32_t seq = 0; seq < batch.num_seqs; ++seq) check_sequence(batch, seq);
 }
@@ -374,7 +417,8 @@ void Executor::Impl::start_step(const Batch& batch) {
   std::copy_n(batch.position_ids, batch.num_tokens, position_ids.data());
   std::copy_n(batch.logit_rows, batch.num_logits, logit_rows.data());
   for (const RowAxis& row : row_axes) {
-    row.tensor->dims[row.axis] = row.tensor->row_dims[row.axis] == RowDim::num_tokens ? batch.num_tokens : batch.num_logits;
+    row.tensor->dims[row.axis] =
+        row.tensor->row_dims[row.axis] == RowDim::num_tokens ? batch.num_tokens : batch.num_logits;
   }
   failure.happened.store(false);
   failure.call.store(-1);
@@ -387,7 +431,8 @@ void Executor::Impl::run_calls(const Step& step, int thread) {
     bound_calls[i].op.run(step, thread);
     pool.barrier();
     if (thread != 0) continue;
-    if (failure.happened.load(std::memory_order_relaxed) && failure.call.load() < 0) failure.call.store(static_cast<int>(i));
+    if (failure.happened.load(std::memory_order_relaxed) && failure.call.load() < 0)
+      failure.call.store(static_cast<int>(i));
     if (timed) {
       const int64_t after = now_ns();
       bound_calls[i].info.total_ns += after - before;
@@ -397,19 +442,28 @@ void Executor::Impl::run_calls(const Step& step, int thread) {
   }
 }
 
-Executor::Executor(const PlanSpec& plan, const ExecutorOptions& options) : impl_(std::make_unique<Impl>(plan, options)) {}
+Executor::Executor(const PlanSpec& plan, const ExecutorOptions& options)
+    : impl_(std::make_unique<Impl>(plan, options)) {}
 Executor::~Executor() = default;
 
 void Executor::forward(const Batch& batch) {
   Impl& impl = *impl_;
+  const std::lock_guard one_at_a_time(impl.forward_mutex);
   impl.start_step(batch);
-  const Step step{&batch, &impl.pool, impl.pool.num_threads(), impl.shared_workspace.data(), impl.thread_workspaces.data(),
-                  impl.thread_workspace_bytes, &impl.failure};
+  const Step step{&batch,
+                  &impl.pool,
+                  impl.pool.num_threads(),
+                  impl.shared_workspace.data(),
+                  impl.thread_workspaces.data(),
+                  impl.thread_workspace_bytes,
+                  &impl.failure};
   impl.pool.run([&](int thread) { impl.run_calls(step, thread); });
   if (impl.failure.happened.load()) {
     const CallInfo& info = impl.bound_calls[static_cast<size_t>(std::max(impl.failure.call.load(), 0))].info;
-    throw Error("an index is " + std::to_string(impl.failure.value.load()) + ", expected 0 to " + std::to_string(impl.failure.limit.load() - 1),
-                info.op + (info.source.empty() ? "" : " of " + info.source), "check that positions are below the model's maximum context length");
+    throw Error("an index is " + std::to_string(impl.failure.value.load()) + ", expected 0 to " +
+                    std::to_string(impl.failure.limit.load() - 1),
+                info.op + (info.source.empty() ? "" : " of " + info.source),
+                "check that positions are below the model's maximum context length");
   }
 }
 
@@ -470,7 +524,9 @@ std::vector<std::string> kernel_names() {
     for (const char* op : {"linear", "experts", "attention"}) {
       for (const char* dtype : {".f32", ".bf16"}) names.push_back(op + suffix + dtype);
     }
-    for (const char* op : {"rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "act_mul", "softmax", "pointwise"}) names.push_back(op + suffix);
+    for (const char* op :
+         {"rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "act_mul", "softmax", "pointwise"})
+      names.push_back(op + suffix);
   }
   for (const char* dtype : {"f32", "bf16", "f16"}) names.push_back(std::string("embedding.cpu.") + dtype);
   names.emplace_back("rope.cpu");

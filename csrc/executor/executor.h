@@ -1,11 +1,12 @@
 // Runs a plan on the CPU: binds every call to pointers once, then runs steps that allocate nothing.
 //
-//   Executor executor(plan, options);      // throws Error when the plan, the weights or the options do not fit together
+//   Executor executor(plan, options);      // throws Error when plan, weights and options do not fit together
 //   executor.forward(batch);               // throws Error for a batch out of range; the executor stays usable
 //   executor.logits()                      // [num_logits, logits_stride()] f32, valid until the next forward
 //
-// All threads walk the same list of calls, with a barrier after each; the calling thread is thread 0. Not re-entrant: one forward at a time.
-// It owns the KV cache but not its allocation: which block holds which tokens is the caller's business.
+// All threads walk the same list of calls, with a barrier after each; the calling thread is thread 0. Not re-entrant:
+// one forward at a time. It owns the KV cache but not its allocation: which block holds which tokens is the caller's
+// business.
 #pragma once
 
 #include <cstdint>
@@ -23,14 +24,14 @@ struct ExecutorOptions {
   int num_threads = 0;  // 0: as many as this process may use
   int64_t max_num_tokens = 512;
   int64_t max_num_logits = 64;
-  int64_t num_blocks = 256;       // KV blocks of kBlockSize tokens
-  DType kv_dtype = DType::f32;    // f32 or bf16
-  std::string isa = "auto";       // auto, scalar, avx2
+  int64_t num_blocks = 256;     // KV blocks of kBlockSize tokens
+  DType kv_dtype = DType::f32;  // f32 or bf16
+  std::string isa = "auto";     // auto, scalar, avx2
 };
 
 struct MemoryUse {
-  int64_t weight_bytes = 0;     // mapped from the artifact, shared with the page cache
-  int64_t widened_bytes = 0;    // small 16-bit weights kept as f32
+  int64_t weight_bytes = 0;   // mapped from the artifact, shared with the page cache
+  int64_t widened_bytes = 0;  // small 16-bit weights kept as f32
   int64_t arena_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;

@@ -81,9 +81,10 @@ void group_pairs(const Experts& e, const Step& step, Range tokens, const Experts
   w.begins[0] = 0;
 }
 
-// One linear layer of all used experts: packs the rows of every expert that needs it, then each thread does its panels of each expert.
-void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsWorkspace& w, RowSource x, const PanelWeight& weight,
-                  int64_t expert_bytes, const float* bias, float* y, int64_t y_stride) {
+// One linear layer of all used experts: packs the rows of every expert that needs it, then each thread does its panels
+// of each expert.
+void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsWorkspace& w, RowSource x,
+                  const PanelWeight& weight, int64_t expert_bytes, const float* bias, float* y, int64_t y_stride) {
   const auto rows_of = [&](int64_t expert) { return Range{w.begins[expert], w.begins[expert + 1]}; };
   const int64_t max_gemv_rows = e.linear.max_gemv_rows(weight.dtype);
   for (int64_t expert = 0; expert < e.num_experts; ++expert) {
@@ -168,9 +169,10 @@ void run_experts(const Experts& e, const Step& step, int thread) {
 const float* expert_bias(Binder& binder, size_t index, int64_t num_experts, int64_t size) {
   if (!binder.has_input(index)) return nullptr;
   const Tensor* bias = binder.input(index, DType::f32, 2);
-  const bool fits = bias->dim(0) == num_experts && bias->dim(1) == size && bias->stride(1) == 1 && (num_experts == 1 || bias->stride(0) == size) &&
-                    !bias->has_row_dim();
-  binder.require(fits, "bias " + describe(*bias) + " is not dense [" + std::to_string(num_experts) + ", " + std::to_string(size) + "]");
+  const bool fits = bias->dim(0) == num_experts && bias->dim(1) == size && bias->stride(1) == 1 &&
+                    (num_experts == 1 || bias->stride(0) == size) && !bias->has_row_dim();
+  binder.require(fits, "bias " + describe(*bias) + " is not dense [" + std::to_string(num_experts) + ", " +
+                           std::to_string(size) + "]");
   return bias->as<float>();
 }
 
@@ -185,7 +187,8 @@ void bind_activation(Binder& binder, Experts& e) {
   e.sigmoid = pointwise.unary_f32("sigmoid");
   e.mul = pointwise.binary_f32("mul");
   binder.require(e.is_swiglu_clamped || e.act != nullptr, "unknown activation '" + act + "'");
-  binder.require(!e.is_swiglu_clamped || (e.has_gate && e.limit >= 0.0f), "swiglu_clamped needs a gate and a limit that is not negative");
+  binder.require(!e.is_swiglu_clamped || (e.has_gate && e.limit >= 0.0f),
+                 "swiglu_clamped needs a gate and a limit that is not negative");
 }
 
 }  // namespace
@@ -206,16 +209,19 @@ BoundOp bind_experts(Binder& binder) {
   bind_activation(binder, e);
   e.gate_up_bias = expert_bias(binder, 5, e.num_experts, e.gate_up.N);
   e.down_bias = expert_bias(binder, 6, e.num_experts, e.down.N);
-  binder.require(binder.bool_attr("has_bias", e.down_bias != nullptr) == (e.down_bias != nullptr), "has_bias disagrees with the operands");
+  binder.require(binder.bool_attr("has_bias", e.down_bias != nullptr) == (e.down_bias != nullptr),
+                 "has_bias disagrees with the operands");
   binder.require_same_dims(*e.ids, *e.weights, "expert_ids and expert_weights");
   binder.require_same_dims(*e.x, *e.y, "x and y");
   binder.require_last_dense(*e.x, "x");
   binder.require_last_dense(*e.y, "y");
-  const bool fits = down_experts == e.num_experts && e.gate_up.N == e.intermediate_size * (e.has_gate ? 2 : 1) && e.gate_up.K == e.hidden_size &&
-                    e.x->row_dim(1) == RowDim::none && e.x->dim(1) == e.hidden_size && e.x->same_dim(0, *e.ids, 0) && e.top_k > 0 &&
-                    e.ids->row_dim(1) == RowDim::none && e.num_experts > 0 && e.gate_up.K > 0 && e.down.K > 0;
-  binder.require(fits, "x " + describe(*e.x) + ", ids " + describe(*e.ids) + ", gate_up [" + std::to_string(e.num_experts) + ", " +
-                           std::to_string(e.gate_up.N) + ", " + std::to_string(e.gate_up.K) + "] and down [" + std::to_string(down_experts) + ", " +
+  const bool fits = down_experts == e.num_experts && e.gate_up.N == e.intermediate_size * (e.has_gate ? 2 : 1) &&
+                    e.gate_up.K == e.hidden_size && e.x->row_dim(1) == RowDim::none && e.x->dim(1) == e.hidden_size &&
+                    e.x->same_dim(0, *e.ids, 0) && e.top_k > 0 && e.ids->row_dim(1) == RowDim::none &&
+                    e.num_experts > 0 && e.gate_up.K > 0 && e.down.K > 0;
+  binder.require(fits, "x " + describe(*e.x) + ", ids " + describe(*e.ids) + ", gate_up [" +
+                           std::to_string(e.num_experts) + ", " + std::to_string(e.gate_up.N) + ", " +
+                           std::to_string(e.gate_up.K) + "] and down [" + std::to_string(down_experts) + ", " +
                            std::to_string(e.down.N) + ", " + std::to_string(e.down.K) + "] do not fit together");
   e.linear = linear_kernels(binder.isa());
   binder.need_workspace(ExpertsWorkspace::lay_out(e, checked_mul(kChunkTokens, e.top_k), nullptr, nullptr), 0);

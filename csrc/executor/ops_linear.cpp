@@ -1,4 +1,5 @@
-// nn.linear: splits the panels of the weight over the threads. Few rows: gemv on x as it is. More: all threads pack x together, then gemm.
+// nn.linear: splits the panels of the weight over the threads. Few rows: gemv on x as it is. More: all threads pack x
+// together, then gemm.
 #include <vector>
 
 #include "executor/linear_rows.h"
@@ -23,7 +24,9 @@ RowGroups row_groups(const Tensor& x, const Tensor& y) {
 
 }  // namespace
 
-int64_t packed_bytes(int64_t max_rows, int64_t K) { return checked_mul(std::min(max_rows, kMaxPackedRows), checked_mul(K, 4)); }
+int64_t packed_bytes(int64_t max_rows, int64_t K) {
+  return checked_mul(std::min(max_rows, kMaxPackedRows), checked_mul(K, 4));
+}
 
 void linear_rows(const LinearKernels& kernels, const LinearRows& job, const Step& step, int thread, float* packed) {
   const Range panels = split(job.w.num_panels(), thread, step.num_threads);
@@ -34,7 +37,8 @@ void linear_rows(const LinearKernels& kernels, const LinearRows& job, const Step
   const int num_chunks = static_cast<int>(ceil_div(job.num_rows, kMaxPackedRows));
   for (int chunk = 0; chunk < num_chunks; ++chunk) {
     const Range rows = split(job.num_rows, chunk, num_chunks);
-    kernels.pack(job.x.from(rows.begin), rows.size(), job.w.K, split(num_row_tiles(rows.size()), thread, step.num_threads), packed);
+    kernels.pack(job.x.from(rows.begin), rows.size(), job.w.K,
+                 split(num_row_tiles(rows.size()), thread, step.num_threads), packed);
     step.barrier();
     kernels.gemm(packed, rows.size(), job.w, panels, job.bias, job.y + rows.begin * job.y_stride, job.y_stride);
     if (chunk + 1 < num_chunks) step.barrier();
@@ -50,10 +54,12 @@ BoundOp bind_linear(Binder& binder) {
   binder.require(x->rank == 2 || x->rank == 3, "x is " + describe(*x) + ", expected 2 or 3 dims");
   binder.require_last_dense(*x, "x");
   binder.require_last_dense(*y, "y");
-  bool fits = y->rank == x->rank && x->row_dim(x->rank - 1) == RowDim::none && x->dim(x->rank - 1) == w.K && y->dim(y->rank - 1) == w.N;
+  bool fits = y->rank == x->rank && x->row_dim(x->rank - 1) == RowDim::none && x->dim(x->rank - 1) == w.K &&
+              y->dim(y->rank - 1) == w.N;
   for (int axis = 0; fits && axis + 1 < x->rank; ++axis) fits = x->same_dim(axis, *y, axis);
   fits = fits && (x->rank == 2 || x->row_dim(1) == RowDim::none) && w.K > 0;
-  binder.require(fits, describe(*x) + " times a weight [" + std::to_string(w.N) + ", " + std::to_string(w.K) + "] does not give " + describe(*y));
+  binder.require(fits, describe(*x) + " times a weight [" + std::to_string(w.N) + ", " + std::to_string(w.K) +
+                           "] does not give " + describe(*y));
   binder.need_workspace(packed_bytes(binder.max_rows(*x, 0, x->rank - 1), w.K), 0);
 
   const LinearKernels& kernels = linear_kernels(binder.isa());
@@ -62,7 +68,8 @@ BoundOp bind_linear(Binder& binder) {
             const RowGroups groups = row_groups(*x, *y);
             for (int64_t group = 0; group < groups.outer; ++group) {
               const RowSource source{x->as<const float>() + group * groups.x_outer, groups.x_inner, nullptr};
-              const LinearRows job{source, groups.inner, w, bias, y->as<float>() + group * groups.y_outer, groups.y_inner};
+              const LinearRows job{source,        groups.inner, w, bias, y->as<float>() + group * groups.y_outer,
+                                   groups.y_inner};
               linear_rows(kernels, job, step, thread, reinterpret_cast<float*>(step.shared_workspace));
               if (group + 1 < groups.outer) step.barrier();
             }

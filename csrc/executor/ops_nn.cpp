@@ -1,4 +1,5 @@
-// Embedding, norms, rope, gated activation and softmax: the glue between views and row kernels. Work is split by rows over the threads.
+// Embedding, norms, rope, gated activation and softmax: the glue between views and row kernels. Work is split by rows
+// over the threads.
 #include <algorithm>
 #include <limits>
 
@@ -25,7 +26,8 @@ struct EmbeddingTable {
   bool is_panel16;
   int64_t row_stride;
 
-  // panel16: value k of row n is in panel n/16 at k·16 + lane; bf16 interleaves rows i and i+8 (docs/artifact-format.md).
+  // panel16: value k of row n is in panel n/16 at k·16 + lane; bf16 interleaves rows i and i+8
+  // (docs/artifact-format.md).
   void copy_row(int64_t row, float* y) const {
     int64_t first = row * row_stride, step = 1;
     if (is_panel16) {
@@ -44,7 +46,8 @@ EmbeddingTable embedding_table(Binder& binder) {
   }
   const Tensor* table = binder.table(0);
   const bool is_float = table->dtype == DType::f32 || table->dtype == DType::bf16 || table->dtype == DType::f16;
-  binder.require(is_float && !table->has_row_dim(), "the table " + describe(*table) + " must hold a fixed number of f32, bf16 or f16 rows");
+  binder.require(is_float && !table->has_row_dim(),
+                 "the table " + describe(*table) + " must hold a fixed number of f32, bf16 or f16 rows");
   binder.require_last_dense(*table, "the table");
   return {table->data, table->dtype, table->dim(0), table->dim(1), false, table->stride(0)};
 }
@@ -57,9 +60,11 @@ BoundOp bind_embedding(Binder& binder) {
   const Tensor* ids = binder.input(1, DType::i32);
   const Tensor* y = binder.output(0);
   binder.require_last_dense(*y, "y");
-  bool fits = y->rank == ids->rank + 1 && y->row_dim(y->rank - 1) == RowDim::none && y->dim(y->rank - 1) == table.width && table.num_rows > 0;
+  bool fits = y->rank == ids->rank + 1 && y->row_dim(y->rank - 1) == RowDim::none &&
+              y->dim(y->rank - 1) == table.width && table.num_rows > 0;
   for (int axis = 0; fits && axis < ids->rank; ++axis) fits = ids->same_dim(axis, *y, axis);
-  binder.require(fits, "ids " + describe(*ids) + " and rows of " + std::to_string(table.width) + " do not give " + describe(*y));
+  binder.require(
+      fits, "ids " + describe(*ids) + " and rows of " + std::to_string(table.width) + " do not give " + describe(*y));
   return {std::string("embedding.cpu.") + dtype_name(table.dtype), [=](const Step& step, int thread) {
             const Range mine = split(ids->count(), thread, step.num_threads);
             for (int64_t i = mine.begin; i < mine.end; ++i) {
@@ -85,7 +90,8 @@ BoundOp bind_norm(Binder& binder) {
     binder.require_last_dense(*t, "every operand");
   }
   const int last = x->rank - 1;
-  binder.require(x->row_dim(last) == RowDim::none && x->dim(last) > 0, "x is " + describe(*x) + ", its last dim must be fixed");
+  binder.require(x->row_dim(last) == RowDim::none && x->dim(last) > 0,
+                 "x is " + describe(*x) + ", its last dim must be fixed");
   NormRow row;
   row.H = x->dim(last);
   row.eps = static_cast<float>(binder.float_attr("eps"));
@@ -108,24 +114,30 @@ BoundOp bind_norm(Binder& binder) {
 
 BoundOp bind_rope(Binder& binder) {
   binder.expect_operands(3, 3, 1);
-  const Tensor *x = binder.input(0, DType::f32, 3), *cos = binder.input(1, DType::f32, 2), *sin = binder.input(2, DType::f32, 2);
+  const Tensor *x = binder.input(0, DType::f32, 3), *cos = binder.input(1, DType::f32, 2),
+               *sin = binder.input(2, DType::f32, 2);
   const Tensor* y = binder.output(0, DType::f32, 3);
   const std::string style = binder.string_attr("style");
   RopeParams params;
   params.rotary_dim = binder.int_attr("rotary_dim");
   params.offset = binder.int_attr("offset", 0);
   params.head_dim = x->dim(2);
-  params.style = style == "half" ? RopeStyle::half : style == "interleaved" ? RopeStyle::interleaved : RopeStyle::interleaved_to_half;
-  binder.require(style == "half" || style == "interleaved" || style == "interleaved_to_half", "unknown rope style '" + style + "'");
+  params.style = style == "half"          ? RopeStyle::half
+                 : style == "interleaved" ? RopeStyle::interleaved
+                                          : RopeStyle::interleaved_to_half;
+  binder.require(style == "half" || style == "interleaved" || style == "interleaved_to_half",
+                 "unknown rope style '" + style + "'");
   binder.require_same_dims(*x, *y, "x and y");
   for (const Tensor* t : {x, cos, sin, y}) binder.require_last_dense(*t, "every operand");
-  const bool fits = params.rotary_dim > 0 && params.rotary_dim % 2 == 0 && params.offset >= 0 && params.head_dim >= params.rotary_dim &&
-                    params.offset <= params.head_dim - params.rotary_dim && x->row_dim(2) == RowDim::none && x->row_dim(1) == RowDim::none;
-  binder.require(fits, "rotary_dim " + std::to_string(params.rotary_dim) + " at offset " + std::to_string(params.offset) + " does not fit x " +
-                           describe(*x));
+  const bool fits = params.rotary_dim > 0 && params.rotary_dim % 2 == 0 && params.offset >= 0 &&
+                    params.head_dim >= params.rotary_dim && params.offset <= params.head_dim - params.rotary_dim &&
+                    x->row_dim(2) == RowDim::none && x->row_dim(1) == RowDim::none;
+  binder.require(fits, "rotary_dim " + std::to_string(params.rotary_dim) + " at offset " +
+                           std::to_string(params.offset) + " does not fit x " + describe(*x));
   binder.require_same_dims(*cos, *sin, "cos and sin");
   binder.require(cos->same_dim(0, *x, 0) && cos->row_dim(1) == RowDim::none && cos->dim(1) == params.rotary_dim / 2,
-                 "cos " + describe(*cos) + " does not fit x " + describe(*x) + " with rotary_dim " + std::to_string(params.rotary_dim));
+                 "cos " + describe(*cos) + " does not fit x " + describe(*x) + " with rotary_dim " +
+                     std::to_string(params.rotary_dim));
   return {"rope.cpu", [=](const Step& step, int thread) {
             const Range mine = split(x->dim(0) * x->dim(1), thread, step.num_threads);
             for (int64_t i = mine.begin; i < mine.end; ++i) {
@@ -155,7 +167,8 @@ BoundOp bind_act_mul(Binder& binder) {
             for (int64_t i = mine.begin; i < mine.end; ++i) {
               const int64_t row = i / pieces, begin = i % pieces * kPiece, count = std::min(kPiece, width - begin);
               act(gate->as<float>() + gate->offset(row, 0, last) + begin, activated, count);
-              mul(activated, up->as<float>() + up->offset(row, 0, last) + begin, y->as<float>() + y->offset(row, 0, last) + begin, count);
+              mul(activated, up->as<float>() + up->offset(row, 0, last) + begin,
+                  y->as<float>() + y->offset(row, 0, last) + begin, count);
             }
           }};
 }
@@ -166,7 +179,8 @@ BoundOp bind_softmax(Binder& binder) {
   const Tensor *x = binder.input(0), *y = binder.output(0);
   binder.require_same_dims(*x, *y, "x and y");
   const int axis = binder.axis_attr("dim", x->rank);
-  binder.require(x->row_dim(axis) == RowDim::none && x->dim(axis) > 0, "softmax over the rows of the batch: " + describe(*x));
+  binder.require(x->row_dim(axis) == RowDim::none && x->dim(axis) > 0,
+                 "softmax over the rows of the batch: " + describe(*x));
   binder.need_workspace(0, checked_mul(x->dim(axis), 4));
   const UnaryF32 exp = pointwise_kernels(binder.isa()).unary_f32("exp");
   return {std::string("softmax.cpu.") + isa_name(binder.isa()), [=](const Step& step, int thread) {

@@ -1,9 +1,11 @@
 // ew.program: a chain of pointwise functions over tiles that stay in the L1 cache.
 //
-//   for each piece of kTile elements of a line (the last dim):  load inputs → registers → run the statements in order → store the outputs
+//   for each piece of kTile elements of a line (the last dim):  load the inputs, run the statements in order,
+//   store the outputs
 //
-// A register is an array of kTile f32 or i32 values (bool: 0/1). Types follow the operands as in the IR: comparisons and logic give bool,
-// `div` and the transcendental functions f32, everything else the type of its operands (i32 mixed with f32 becomes f32).
+// A register is an array of kTile f32 or i32 values (bool: 0/1). Types follow the operands as in the IR: comparisons
+// and logic give bool, `div` and the transcendental functions f32, everything else the type of its operands (i32 mixed
+// with f32 becomes f32).
 #include <algorithm>
 
 #include "executor/ops.h"
@@ -30,7 +32,7 @@ struct Statement {
   int arity = 0;
   int operands[3] = {};
   int result = 0;
-  bool in_float = true;   // the functions below with _f32 are used
+  bool in_float = true;  // the functions below with _f32 are used
   bool out_float = true;
   UnaryF32 unary_f32 = nullptr;
   BinaryF32 binary_f32 = nullptr;
@@ -123,14 +125,17 @@ void run_program(const Program& program, const Step& step, int thread) {
   const Range mine = split(shape.count(0, last) * pieces, thread, step.num_threads);
   for (int64_t piece = mine.begin; piece < mine.end; ++piece) {
     const int64_t line = piece / pieces, begin = piece % pieces * kTile, count = std::min(kTile, width - begin);
-    const auto start = [&](const Tensor& x) { return x.rank == 0 ? 0 : x.offset(line, 0, last) + begin * x.stride(last); };
+    const auto start = [&](const Tensor& x) {
+      return x.rank == 0 ? 0 : x.offset(line, 0, last) + begin * x.stride(last);
+    };
     for (size_t i = 0; i < program.inputs.size(); ++i) {
       load(*program.inputs[i], start(*program.inputs[i]), count, lanes(scratch, static_cast<int>(i)));
     }
     for (const Statement& statement : program.statements) run_statement(statement, scratch, count);
     for (size_t i = 0; i < program.outputs.size(); ++i) {
       const int reg = program.output_registers[i];
-      store(lanes(scratch, reg), program.registers[static_cast<size_t>(reg)].is_float, *program.outputs[i], start(*program.outputs[i]), count);
+      store(lanes(scratch, reg), program.registers[static_cast<size_t>(reg)].is_float, *program.outputs[i],
+            start(*program.outputs[i]), count);
     }
   }
 }
@@ -168,17 +173,21 @@ class ProgramBuilder {
       reg.constant.f = static_cast<float>(operand.constant);
     } else {
       reg.constant.i = to_i32(static_cast<float>(operand.constant));
-      if (operand.constant >= -2147483648.0 && operand.constant <= 2147483647.0) reg.constant.i = static_cast<int32_t>(operand.constant);
+      if (operand.constant >= -2147483648.0 && operand.constant <= 2147483647.0)
+        reg.constant.i = static_cast<int32_t>(operand.constant);
     }
     program_.registers.push_back(reg);
   }
 
   int register_of(const EwOperand& operand) {
-    if (operand.kind == EwOperand::Kind::constant) return static_cast<int>(program_.inputs.size()) + num_constants_used_++;
+    if (operand.kind == EwOperand::Kind::constant)
+      return static_cast<int>(program_.inputs.size()) + num_constants_used_++;
     const bool is_input = operand.kind == EwOperand::Kind::input;
-    const size_t limit = is_input ? program_.inputs.size() : results_.size(), index = static_cast<size_t>(operand.index);
-    binder_.require(operand.index >= 0 && index < limit, "the code reads " + std::string(is_input ? "input " : "register ") +
-                                                             std::to_string(operand.index) + " of " + std::to_string(limit));
+    const size_t limit = is_input ? program_.inputs.size() : results_.size(),
+                 index = static_cast<size_t>(operand.index);
+    binder_.require(operand.index >= 0 && index < limit,
+                    "the code reads " + std::string(is_input ? "input " : "register ") + std::to_string(operand.index) +
+                        " of " + std::to_string(limit));
     return is_input ? static_cast<int>(index) : results_[index];
   }
 
@@ -206,7 +215,8 @@ class ProgramBuilder {
     const int arity = pointwise_arity(statement.fn);
     binder_.require(arity != 0, "unknown function '" + statement.fn + "'");
     binder_.require(static_cast<size_t>(arity) == statement.operands.size(),
-                    "'" + statement.fn + "' takes " + std::to_string(arity) + " operands, not " + std::to_string(statement.operands.size()));
+                    "'" + statement.fn + "' takes " + std::to_string(arity) + " operands, not " +
+                        std::to_string(statement.operands.size()));
     Statement s;
     s.arity = arity;
     for (int i = 0; i < arity; ++i) s.operands[i] = register_of(statement.operands[static_cast<size_t>(i)]);
@@ -262,12 +272,14 @@ BoundOp bind_pointwise_program(Binder& binder) {
   binder.expect_operands(0, SIZE_MAX, std::max<size_t>(call.outputs.size(), 1));
   const size_t num_statements = call.code.size();
   binder.require(num_statements >= call.outputs.size() && num_statements <= kMaxStatements,
-                 "the code has " + std::to_string(num_statements) + " statements for " + std::to_string(call.outputs.size()) + " outputs");
+                 "the code has " + std::to_string(num_statements) + " statements for " +
+                     std::to_string(call.outputs.size()) + " outputs");
   const Program program = ProgramBuilder(binder).program();
   for (const Tensor* x : program.inputs) binder.require_same_dims(*x, *program.outputs[0], "an input and the output");
   for (const Tensor* y : program.outputs) binder.require_same_dims(*y, *program.outputs[0], "the outputs");
   binder.need_workspace(0, checked_mul(static_cast<int64_t>(program.registers.size()), kTile * 4));
-  return {std::string("pointwise.cpu.") + isa_name(binder.isa()), [=](const Step& step, int thread) { run_program(program, step, thread); }};
+  return {std::string("pointwise.cpu.") + isa_name(binder.isa()),
+          [=](const Step& step, int thread) { run_program(program, step, thread); }};
 }
 
 }  // namespace fmo

@@ -1,5 +1,6 @@
-// The tensor.* and reduce.* ops: reference speed, any strides, any of f32, i32 and bool. Each output element is computed by one thread, in
-// index order, so results depend on nothing but the inputs. Indices that the plan computed are checked while running.
+// The tensor.* and reduce.* ops: reference speed, any strides, any of f32, i32 and bool. Each output element is
+// computed by one thread, in index order, so results depend on nothing but the inputs. Indices that the plan computed
+// are checked while running.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -34,7 +35,8 @@ To convert(From value, bool to_bool) {
   if constexpr (std::is_floating_point_v<From> && std::is_integral_v<To>) {
     if (value != value) return To{};
     const double wide = value;
-    return static_cast<To>(std::clamp(wide, static_cast<double>(std::numeric_limits<To>::min()), static_cast<double>(std::numeric_limits<To>::max())));
+    return static_cast<To>(std::clamp(wide, static_cast<double>(std::numeric_limits<To>::min()),
+                                      static_cast<double>(std::numeric_limits<To>::max())));
   } else {
     return static_cast<To>(value);
   }
@@ -71,14 +73,16 @@ void run_copy(const Tensor& x, const Tensor& y, const Step& step, int thread) {
       using From = typename decltype(from_tag)::Type;
       using To = typename decltype(to_tag)::Type;
       for_my_lines(y.count(0, last), step, thread, [&](int64_t line) {
-        copy_line(x.as<const From>() + x.offset(line, 0, last), x_step, y.as<To>() + y.offset(line, 0, last), y_step, count, to_bool);
+        copy_line(x.as<const From>() + x.offset(line, 0, last), x_step, y.as<To>() + y.offset(line, 0, last), y_step,
+                  count, to_bool);
       });
     });
   });
 }
 
 void require_fixed_axis(const Binder& binder, const Tensor& x, int axis) {
-  binder.require(x.row_dim(axis) == RowDim::none, "'" + binder.call().op + "' over the rows of the batch: " + describe(x));
+  binder.require(x.row_dim(axis) == RowDim::none,
+                 "'" + binder.call().op + "' over the rows of the batch: " + describe(x));
 }
 
 }  // namespace
@@ -95,12 +99,14 @@ BoundOp bind_gather(Binder& binder) {
   binder.expect_operands(2, 2, 1);
   const Tensor *x = binder.input_any(0), *index = binder.input(1, DType::i32), *y = binder.output_any(0);
   binder.require_same_dims(*index, *y, "index and y");
-  binder.require(x->rank == index->rank && x->dtype == y->dtype, describe(*x) + " gathered by " + describe(*index) + " does not give " + describe(*y));
+  binder.require(x->rank == index->rank && x->dtype == y->dtype,
+                 describe(*x) + " gathered by " + describe(*index) + " does not give " + describe(*y));
   const int axis = binder.axis_attr("dim", x->rank);
   require_fixed_axis(binder, *x, axis);
   for (int other = 0; other < x->rank; ++other) {
-    const bool covered = index->same_dim(other, *x, other) ||
-                         (index->row_dim(other) == RowDim::none && x->row_dim(other) == RowDim::none && index->dim(other) <= x->dim(other));
+    const bool covered =
+        index->same_dim(other, *x, other) || (index->row_dim(other) == RowDim::none &&
+                                              x->row_dim(other) == RowDim::none && index->dim(other) <= x->dim(other));
     binder.require(other == axis || covered, "the index " + describe(*index) + " is larger than x " + describe(*x));
   }
   return {kernel_name(binder), [=](const Step& step, int thread) {
@@ -119,17 +125,21 @@ BoundOp bind_gather(Binder& binder) {
           }};
 }
 
-// y = x, then y[…, index[…, i, …], …] = src[…, i, …] for ascending i; the split is by lines, so that no line has two writers.
+// y = x, then y[…, index[…, i, …], …] = src[…, i, …] for ascending i; the split is by lines, so that no line has two
+// writers.
 BoundOp bind_scatter(Binder& binder) {
   binder.expect_operands(3, 3, 1);
-  const Tensor *x = binder.input_any(0), *index = binder.input(1, DType::i32), *src = binder.input_any(2), *y = binder.output_any(0);
+  const Tensor *x = binder.input_any(0), *index = binder.input(1, DType::i32), *src = binder.input_any(2),
+               *y = binder.output_any(0);
   binder.require_same_dims(*x, *y, "x and y");
-  binder.require(x->rank == index->rank && x->dtype == y->dtype && src->dtype == x->dtype, "x, y and src must have one type, and x and index one rank");
+  binder.require(x->rank == index->rank && x->dtype == y->dtype && src->dtype == x->dtype,
+                 "x, y and src must have one type, and x and index one rank");
   if (src->rank != 0) binder.require_same_dims(*src, *index, "src and index");
   const int axis = binder.axis_attr("dim", x->rank);
   require_fixed_axis(binder, *x, axis);
   for (int other = 0; other < x->rank; ++other) {
-    binder.require(other == axis || index->same_dim(other, *x, other), "the index " + describe(*index) + " does not cover x " + describe(*x));
+    binder.require(other == axis || index->same_dim(other, *x, other),
+                   "the index " + describe(*index) + " does not cover x " + describe(*x));
   }
   return {kernel_name(binder), [=](const Step& step, int thread) {
             with_type(x->dtype, [&](auto tag) {
@@ -142,7 +152,8 @@ BoundOp bind_scatter(Binder& binder) {
                 const int64_t value_step = src->rank == 0 ? 0 : src->stride(axis);
                 for (int64_t i = 0; i < x->dim(axis); ++i) to[i * y->stride(axis)] = from[i * x->stride(axis)];
                 for (int64_t i = 0; i < index->dim(axis); ++i) {
-                  to[step.checked_index(ids[i * index->stride(axis)], x->dim(axis)) * y->stride(axis)] = values[i * value_step];
+                  to[step.checked_index(ids[i * index->stride(axis)], x->dim(axis)) * y->stride(axis)] =
+                      values[i * value_step];
                 }
               });
             });
@@ -162,7 +173,8 @@ BoundOp bind_gather_rows(Binder& binder) {
               for_my_lines(rows->dim(0) * row_size, step, thread, [&](int64_t flat) {
                 const int64_t row = flat / row_size, rest = flat % row_size;
                 const int64_t from = step.checked_index(rows->as<int32_t>()[row * rows->stride(0)], x->dim(0));
-                y->as<T>()[row * y->stride(0) + y->offset(rest, 1, y->rank)] = x->as<const T>()[from * x->stride(0) + x->offset(rest, 1, x->rank)];
+                y->as<T>()[row * y->stride(0) + y->offset(rest, 1, y->rank)] =
+                    x->as<const T>()[from * x->stride(0) + x->offset(rest, 1, x->rank)];
               });
             });
           }};
@@ -177,7 +189,8 @@ BoundOp bind_topk(Binder& binder) {
   const bool largest = binder.bool_attr("largest", true);
   require_fixed_axis(binder, *x, axis);
   binder.require_same_dims(*values, *indices, "values and indices");
-  bool fits = values->rank == x->rank && values->dtype == x->dtype && k >= 1 && k <= x->dim(axis) && values->dim(axis) == k;
+  bool fits =
+      values->rank == x->rank && values->dtype == x->dtype && k >= 1 && k <= x->dim(axis) && values->dim(axis) == k;
   for (int other = 0; fits && other < x->rank; ++other) fits = other == axis || x->same_dim(other, *values, other);
   binder.require(fits, "the best " + std::to_string(k) + " of " + describe(*x) + " do not give " + describe(*values));
   binder.need_workspace(0, checked_mul(x->dim(axis), 4));
@@ -211,7 +224,7 @@ namespace {
 // Operands of a matmul seen as [batch…, rows, inner] · [batch…, inner, columns]; a 1-d operand has one row or column.
 struct Matmul {
   const Tensor *a, *b, *y;
-  int num_batch;  // batch axes of y
+  int num_batch;                                                                       // batch axes of y
   int64_t a_row = 0, a_inner = 0, b_inner = 0, b_column = 0, y_row = 0, y_column = 0;  // strides
   int a_row_axis = -1, b_column_axis = -1;
   int inner_axis = 0;  // of a
@@ -238,7 +251,8 @@ bool batch_axes_fit(const Matmul& m, const Tensor& x, int x_batch) {
 }
 
 void run_matmul(const Matmul& m, const Step& step, int thread) {
-  const int64_t rows = m.a_row_axis < 0 ? 1 : m.a->dim(m.a_row_axis), columns = m.b_column_axis < 0 ? 1 : m.b->dim(m.b_column_axis);
+  const int64_t rows = m.a_row_axis < 0 ? 1 : m.a->dim(m.a_row_axis),
+                columns = m.b_column_axis < 0 ? 1 : m.b->dim(m.b_column_axis);
   const int64_t inner = m.a->dim(m.inner_axis);
   const int a_batch = std::max(m.a->rank - 2, 0), b_batch = std::max(m.b->rank - 2, 0);
   for_my_lines(m.y->count(0, m.num_batch) * rows, step, thread, [&](int64_t line) {
@@ -262,7 +276,8 @@ BoundOp bind_matmul(Binder& binder) {
   m.a = binder.input(0);
   m.b = binder.input(1);
   m.y = binder.output(0);
-  binder.require(m.a->rank >= 1 && m.b->rank >= 1, "a matmul needs operands with dims, not " + describe(*m.a) + " and " + describe(*m.b));
+  binder.require(m.a->rank >= 1 && m.b->rank >= 1,
+                 "a matmul needs operands with dims, not " + describe(*m.a) + " and " + describe(*m.b));
   m.a_row_axis = m.a->rank >= 2 ? m.a->rank - 2 : -1;
   m.b_column_axis = m.b->rank >= 2 ? m.b->rank - 1 : -1;
   m.inner_axis = m.a->rank - 1;
@@ -272,7 +287,8 @@ BoundOp bind_matmul(Binder& binder) {
   bool fits = m.num_batch >= 0 && m.a->same_dim(m.inner_axis, *m.b, b_inner_axis);
   if (fits && m.a_row_axis >= 0) fits = m.y->same_dim(m.num_batch, *m.a, m.a_row_axis);
   if (fits && m.b_column_axis >= 0) fits = m.y->same_dim(m.y->rank - 1, *m.b, m.b_column_axis);
-  fits = fits && batch_axes_fit(m, *m.a, std::max(m.a->rank - 2, 0)) && batch_axes_fit(m, *m.b, std::max(m.b->rank - 2, 0));
+  fits = fits && batch_axes_fit(m, *m.a, std::max(m.a->rank - 2, 0)) &&
+         batch_axes_fit(m, *m.b, std::max(m.b->rank - 2, 0));
   binder.require(fits, describe(*m.a) + " times " + describe(*m.b) + " does not give " + describe(*m.y));
   require_fixed_axis(binder, *m.a, m.inner_axis);
   m.a_inner = m.a->stride(m.inner_axis);
@@ -286,7 +302,8 @@ BoundOp bind_cumsum(Binder& binder) {
   binder.expect_operands(1, 1, 1);
   const Tensor *x = binder.input_any(0), *y = binder.output_any(0);
   binder.require_same_dims(*x, *y, "x and y");
-  binder.require(x->dtype == y->dtype && x->dtype != DType::boolean, "cumsum of " + describe(*x) + " to " + describe(*y));
+  binder.require(x->dtype == y->dtype && x->dtype != DType::boolean,
+                 "cumsum of " + describe(*x) + " to " + describe(*y));
   const int axis = binder.axis_attr("dim", x->rank);
   require_fixed_axis(binder, *x, axis);
   return {kernel_name(binder), [=](const Step& step, int thread) {
@@ -374,19 +391,22 @@ BoundOp bind_reduce(Binder& binder) {
   const int axis = binder.axis_attr("dim", x->rank);
   require_fixed_axis(binder, *x, axis);
   const bool keeps = binder.bool_attr("keepdim", false);
-  bool fits = y->rank == (keeps ? x->rank : x->rank - 1) && (!keeps || (y->dim(axis) == 1 && y->row_dim(axis) == RowDim::none)) && x->dim(axis) > 0;
+  bool fits = y->rank == (keeps ? x->rank : x->rank - 1) &&
+              (!keeps || (y->dim(axis) == 1 && y->row_dim(axis) == RowDim::none)) && x->dim(axis) > 0;
   for (int other = 0; fits && other < x->rank; ++other) {
     fits = other == axis || x->same_dim(other, *y, other - (!keeps && other > axis ? 1 : 0));
   }
   fits = fits && (reduction == Reduction::argmax ? y->dtype == DType::i32 : y->dtype == x->dtype);
-  binder.require(fits, "'" + binder.call().op + "' of " + describe(*x) + " over dim " + std::to_string(axis) + " does not give " + describe(*y));
+  binder.require(fits, "'" + binder.call().op + "' of " + describe(*x) + " over dim " + std::to_string(axis) +
+                           " does not give " + describe(*y));
   return {kernel_name(binder), [=](const Step& step, int thread) {
             with_type(x->dtype, [&](auto from_tag) {
               with_type(y->dtype, [&](auto to_tag) {
                 using From = typename decltype(from_tag)::Type;
                 using To = typename decltype(to_tag)::Type;
                 for_my_lines(x->count_without(axis), step, thread, [&](int64_t line) {
-                  const double value = reduce_line(reduction, x->as<const From>() + x->offset_without(axis, line), x->stride(axis), x->dim(axis));
+                  const double value = reduce_line(reduction, x->as<const From>() + x->offset_without(axis, line),
+                                                   x->stride(axis), x->dim(axis));
                   y->as<To>()[y->offset(line)] = convert<To>(value, y->dtype == DType::boolean);
                 });
               });

@@ -37,8 +37,8 @@ struct ViewSpec {
 struct EwOperand {
   enum class Kind : uint8_t { input, reg, constant };
   Kind kind = Kind::input;
-  int64_t index = 0;              // of the input or register
-  DType dtype = DType::f32;       // of the constant: f32, i32 or boolean
+  int64_t index = 0;         // of the input or register
+  DType dtype = DType::f32;  // of the constant: f32, i32 or boolean
   double constant = 0.0;
 };
 
@@ -65,7 +65,7 @@ struct WeightSpec {
   DType dtype = DType::f32;
   Layout layout = Layout::row_major;
   std::vector<int64_t> dims;
-  std::string path;        // of the file that holds it
+  std::string path;         // of the file that holds it
   int64_t file_offset = 0;  // bytes
   int64_t num_bytes = 0;
 };

@@ -1,4 +1,5 @@
-// What a running call sees of its step. Calls cannot throw from inside the thread team: they report the first failure here.
+// What a running call sees of its step. Calls cannot throw from inside the thread team: they report the first failure
+// here.
 #pragma once
 
 #include <atomic>
@@ -26,15 +27,16 @@ struct Step {
   const Batch* batch = nullptr;
   ThreadPool* pool = nullptr;
   int num_threads = 1;
-  char* shared_workspace = nullptr;     // one for all threads, of the size that the call asked for
-  char* thread_workspaces = nullptr;    // one per thread, `thread_workspace_bytes` apart
+  char* shared_workspace = nullptr;   // one for all threads, of the size that the call asked for
+  char* thread_workspaces = nullptr;  // one per thread, `thread_workspace_bytes` apart
   int64_t thread_workspace_bytes = 0;
   StepFailure* failure = nullptr;
 
   char* thread_workspace(int thread) const { return thread_workspaces + thread * thread_workspace_bytes; }
   void barrier() const { pool->barrier(); }
 
-  // An index that must be in 0 … limit-1; a wrong one fails the step and is replaced by 0, which is always safe to read.
+  // An index that must be in 0 … limit-1; a wrong one fails the step and is replaced by 0, which is always safe to
+  // read.
   int64_t checked_index(int64_t index, int64_t limit) const {
     if (index >= 0 && index < limit) return index;
     failure->report(index, limit);

@@ -1,4 +1,5 @@
-// A bound operand: resolved pointer, element type, dims and strides. Dims named by a row dim are set anew at every step.
+// A bound operand: resolved pointer, element type, dims and strides. Dims named by a row dim are set anew at every
+// step.
 #pragma once
 
 #include <array>
@@ -20,13 +21,16 @@ struct Tensor {
   std::array<RowDim, kMaxRank> row_dims{};  // none: a fixed dim
 
   template <class T>
-  T* as() const { return reinterpret_cast<T*>(data); }
+  T* as() const {
+    return reinterpret_cast<T*>(data);
+  }
 
   int64_t dim(int axis) const { return dims[static_cast<size_t>(axis)]; }
   int64_t stride(int axis) const { return strides[static_cast<size_t>(axis)]; }
   RowDim row_dim(int axis) const { return row_dims[static_cast<size_t>(axis)]; }
   bool same_dim(int axis, const Tensor& other, int other_axis) const {
-    return row_dim(axis) == other.row_dim(other_axis) && (row_dim(axis) != RowDim::none || dim(axis) == other.dim(other_axis));
+    return row_dim(axis) == other.row_dim(other_axis) &&
+           (row_dim(axis) != RowDim::none || dim(axis) == other.dim(other_axis));
   }
   bool has_row_dim() const {
     for (int axis = 0; axis < rank; ++axis) {

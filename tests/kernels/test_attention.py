@@ -1,4 +1,4 @@
-"""attn.paged against numpy in float64, and the numerical contract: the same bits for prefill, chunks, single tokens, batches and threads."""
+"""attn.paged against numpy in float64, and the numerical contract: equal bits for prefill, chunks, single tokens, batches and threads."""
 
 from collections.abc import Iterator
 

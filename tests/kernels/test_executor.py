@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from friendli_runtime._core import Executor
 
 from .tiny_plan import TinyPlan, forward
@@ -95,9 +94,18 @@ def test_random_damage_is_refused_or_harmless() -> None:
             pass
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("num_threads", -1), ("max_num_tokens", 0), ("max_num_logits", 1 << 40), ("num_blocks", 0), ("kv_dtype", "f16"), ("kv_dtype", "float"), ("isa", "sse9"),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_threads", -1),
+        ("max_num_tokens", 0),
+        ("max_num_logits", 1 << 40),
+        ("num_blocks", 0),
+        ("kv_dtype", "f16"),
+        ("kv_dtype", "float"),
+        ("isa", "sse9"),
+    ],
+)
 def test_an_option_out_of_range_is_refused(name: str, value: Any) -> None:
     builder, plan = small_plan()
     with pytest.raises(RuntimeError, match="where: "):
@@ -106,17 +114,38 @@ def test_an_option_out_of_range_is_refused(name: str, value: Any) -> None:
 
 def arrays(**changes: Any) -> dict[str, np.ndarray]:
     good: dict[str, Any] = {
-        "input_ids": [1, 2, 3], "position_ids": [0, 1, 0], "cu_seqlens": [0, 2, 3], "context_lens": [0, 0], "block_tables": [[0], [1]], "logit_rows": [2],
+        "input_ids": [1, 2, 3],
+        "position_ids": [0, 1, 0],
+        "cu_seqlens": [0, 2, 3],
+        "context_lens": [0, 0],
+        "block_tables": [[0], [1]],
+        "logit_rows": [2],
     }
     return {name: np.array(value, np.int32) for name, value in (good | changes).items()}
 
 
-@pytest.mark.parametrize("changes", [
-    {"input_ids": [1, 2, 8]}, {"input_ids": [1, -2, 3]}, {"position_ids": [0, -1, 0]}, {"cu_seqlens": [0, 2, 4]}, {"cu_seqlens": [0, 3, 3]},
-    {"cu_seqlens": [1, 2, 3]}, {"context_lens": [-1, 0]}, {"context_lens": [15, 0]}, {"context_lens": [2**31 - 1, 0]}, {"block_tables": [[0], [64]]},
-    {"block_tables": [[0], [-1]]}, {"logit_rows": [3]}, {"logit_rows": [-1]}, {"position_ids": [0, 1]}, {"cu_seqlens": [0, 3]},
-    {"input_ids": [], "position_ids": [], "cu_seqlens": [0], "context_lens": [], "block_tables": np.zeros((0, 1)), "logit_rows": []},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"input_ids": [1, 2, 8]},
+        {"input_ids": [1, -2, 3]},
+        {"position_ids": [0, -1, 0]},
+        {"cu_seqlens": [0, 2, 4]},
+        {"cu_seqlens": [0, 3, 3]},
+        {"cu_seqlens": [1, 2, 3]},
+        {"context_lens": [-1, 0]},
+        {"context_lens": [15, 0]},
+        {"context_lens": [2**31 - 1, 0]},
+        {"block_tables": [[0], [64]]},
+        {"block_tables": [[0], [-1]]},
+        {"logit_rows": [3]},
+        {"logit_rows": [-1]},
+        {"position_ids": [0, 1]},
+        {"cu_seqlens": [0, 3]},
+        {"input_ids": [], "position_ids": [], "cu_seqlens": [0], "context_lens": [], "block_tables": np.zeros((0, 1)), "logit_rows": []},
+    ],
+    ids=str,
+)
 def test_a_bad_batch_is_refused_and_the_next_one_runs(changes: dict[str, Any]) -> None:
     builder, plan = small_plan()
     executor = builder.bind(plan)

@@ -6,7 +6,17 @@ import pytest
 from .tiny_plan import TinyPlan, forward, round_bf16
 
 ISAS = ["scalar", "avx2"]
-SHAPES = [(1, 7, 5), (2, 16, 8), (3, 40, 33), (4, 17, 64), (5, 31, 9), (6, 100, 100), (7, 48, 257), (13, 33, 300), (40, 130, 515)]  # rows, N, K
+SHAPES = [
+    (1, 7, 5),
+    (2, 16, 8),
+    (3, 40, 33),
+    (4, 17, 64),
+    (5, 31, 9),
+    (6, 100, 100),
+    (7, 48, 257),
+    (13, 33, 300),
+    (40, 130, 515),
+]  # rows, N, K
 
 
 def linear_plan(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, dtype: str) -> tuple[TinyPlan, dict]:
@@ -110,7 +120,9 @@ def experts_plan(num_tokens: int, dtype: str, act: str, has_bias: bool):  # type
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-@pytest.mark.parametrize(("num_tokens", "act", "has_bias"), [(1, "silu", False), (3, "silu", True), (30, "swiglu_clamped", True), (150, "silu", True)])
+@pytest.mark.parametrize(
+    ("num_tokens", "act", "has_bias"), [(1, "silu", False), (3, "silu", True), (30, "swiglu_clamped", True), (150, "silu", True)]
+)
 def test_experts_give_each_token_the_weighted_sum_of_its_experts(num_tokens: int, act: str, has_bias: bool, dtype: str, isa: str) -> None:
     plan, y, arrays = experts_plan(num_tokens, dtype, act, has_bias)
     expected = experts_reference(**arrays, act=act)

@@ -61,7 +61,9 @@ def rope_reference(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, style: str, 
     c, s = cos[:, None], sin[:, None]
     first, second = (part[..., :half], part[..., half:]) if style == "half" else (part[..., 0::2], part[..., 1::2])
     a, b = first * c - second * s, second * c + first * s
-    y[..., offset : offset + rotary_dim] = np.stack([a, b], -1).reshape(part.shape) if style == "interleaved" else np.concatenate([a, b], -1)
+    y[..., offset : offset + rotary_dim] = (
+        np.stack([a, b], -1).reshape(part.shape) if style == "interleaved" else np.concatenate([a, b], -1)
+    )
     return y
 
 
@@ -101,7 +103,9 @@ def test_softmax_sums_to_one_along_its_dim(dim: int, isa: str) -> None:
     np.testing.assert_allclose(plan.run(y, 5, isa=isa), e / e.sum(dim, keepdims=True), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("dtype", "layout"), [("f32", "row_major"), ("bf16", "row_major"), ("f16", "row_major"), ("f32", "panel16"), ("bf16", "panel16")])
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("f32", "row_major"), ("bf16", "row_major"), ("f16", "row_major"), ("f32", "panel16"), ("bf16", "panel16")]
+)
 def test_embedding_reads_rows_of_every_storage(dtype: str, layout: str) -> None:
     table = random(0, 37, 19)
     plan = TinyPlan(vocab_size=37)

@@ -28,9 +28,16 @@ def test_copy_reorders_any_strides(dtype: str, perm: tuple[int, ...]) -> None:
     assert np.array_equal(plan.run(y, 6, num_threads=2), x.transpose(perm))
 
 
-@pytest.mark.parametrize(("source", "target", "expected"), [
-    ("f32", "i32", [-2, 0, 0, 3]), ("f32", "bool", [1, 1, 0, 1]), ("i32", "f32", [-2, 0, 0, 3]), ("i32", "bool", [1, 0, 0, 1]), ("bool", "f32", [1, 1, 0, 1]),
-])
+@pytest.mark.parametrize(
+    ("source", "target", "expected"),
+    [
+        ("f32", "i32", [-2, 0, 0, 3]),
+        ("f32", "bool", [1, 1, 0, 1]),
+        ("i32", "f32", [-2, 0, 0, 3]),
+        ("i32", "bool", [1, 0, 0, 1]),
+        ("bool", "f32", [1, 1, 0, 1]),
+    ],
+)
 def test_copy_casts_between_types(source: str, target: str, expected: list[int]) -> None:
     values = np.array([[-2.5, 0.5, 0.0, 3.9]], np.float32)
     plan = TinyPlan()
@@ -82,7 +89,9 @@ def test_topk_is_sorted_and_takes_the_lowest_index_of_equals(largest: bool) -> N
         assert np.array_equal(plan.run(outputs[which], 20), expected)
 
 
-@pytest.mark.parametrize(("a_dims", "b_dims"), [((3, 4, 5), (3, 5, 2)), ((3, 4, 5), (5, 2)), ((4, 5), (3, 5, 2)), ((4, 5), (5,)), ((3, 1, 5), (1, 5, 6))])
+@pytest.mark.parametrize(
+    ("a_dims", "b_dims"), [((3, 4, 5), (3, 5, 2)), ((3, 4, 5), (5, 2)), ((4, 5), (3, 5, 2)), ((4, 5), (5,)), ((3, 1, 5), (1, 5, 6))]
+)
 def test_matmul_broadcasts_like_numpy(a_dims: tuple[int, ...], b_dims: tuple[int, ...]) -> None:
     a, b = random(0, *a_dims), random(1, *b_dims)
     expected = a.astype(np.float64) @ b.astype(np.float64)

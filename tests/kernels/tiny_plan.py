@@ -5,8 +5,8 @@
     y = plan.call("nn.softmax", [x], [plan.row_buffer(24)], {"dim": 1})
     out = plan.run(y, x=values)                              # f32 [num_tokens, …]
 
-Values enter through an embedding table: token i of the batch has id i, and row i of the table is row i of the array. They leave as logits: the
-output, copied dense, is the logits of all rows. Buffers never share memory here.
+Values enter through an embedding table: token i of the batch has id i, and row i of the table is row i of the array. They leave as logits:
+the output, copied dense, is the logits of all rows. Buffers never share memory here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from friendli_runtime._core import Executor
 
 ALIGNMENT = 64
@@ -119,7 +118,9 @@ class TinyPlan:
 
     def call(self, op: str, inputs: Sequence[View | None], outputs: Sequence[View], attrs: Mapping[str, Any] | None = None) -> View:
         """Appends a call; returns its first output."""
-        self.calls.append({"op": op, "inputs": list(inputs), "outputs": list(outputs), "attrs": dict(attrs or {}), "layer": None, "source": "test"})
+        self.calls.append(
+            {"op": op, "inputs": list(inputs), "outputs": list(outputs), "attrs": dict(attrs or {}), "layer": None, "source": "test"}
+        )
         return outputs[0]
 
     # --- running
@@ -147,7 +148,12 @@ class TinyPlan:
         }
 
     def bind(self, plan: dict[str, Any], **options: Any) -> Executor:
-        options = {"num_threads": 1, "max_num_tokens": self.max_num_tokens, "max_num_logits": self.max_num_tokens, "num_blocks": 64} | options
+        options = {
+            "num_threads": 1,
+            "max_num_tokens": self.max_num_tokens,
+            "max_num_logits": self.max_num_tokens,
+            "num_blocks": 64,
+        } | options
         with tempfile.TemporaryDirectory() as folder:  # the mapping outlives the name of the file
             return Executor(plan, write_weights(Path(folder) / "weights.bin", self.arrays), **options)
 
@@ -172,8 +178,13 @@ def write_weights(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, tup
     return places
 
 
-def forward(executor: Executor, lengths: Sequence[int], contexts: Sequence[int] | None = None, tokens: np.ndarray | None = None,
-            tables: np.ndarray | None = None) -> np.ndarray:
+def forward(
+    executor: Executor,
+    lengths: Sequence[int],
+    contexts: Sequence[int] | None = None,
+    tokens: np.ndarray | None = None,
+    tables: np.ndarray | None = None,
+) -> np.ndarray:
     """One step of sequences with so many new tokens; token ids count up from 0, blocks are dealt in order. Logits of all rows."""
     contexts = [0] * len(lengths) if contexts is None else list(contexts)
     total = sum(lengths)

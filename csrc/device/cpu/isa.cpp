@@ -11,7 +11,8 @@ const char* isa_name(Isa isa) { return isa == Isa::avx2 ? "avx2" : "scalar"; }
 
 Isa detect_isa() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) return Isa::avx2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    return Isa::avx2;
 #endif
   return Isa::scalar;
 }
@@ -28,7 +29,8 @@ Isa resolve_isa(std::string_view name) {
     if (wanted == "auto") return best;
   }
   if (wanted == "scalar") return Isa::scalar;
-  if (wanted != "avx2") throw Error("instruction set '" + wanted + "' is none of auto, scalar, avx2", where, "use one of these");
+  if (wanted != "avx2")
+    throw Error("instruction set '" + wanted + "' is none of auto, scalar, avx2", where, "use one of these");
   if (best != Isa::avx2) throw Error("this machine has no AVX2, FMA and F16C", where, "use auto or scalar");
   return Isa::avx2;
 }

@@ -1,4 +1,5 @@
-// Which instruction set the kernels use: the best that the machine has, unless the caller or FMO_ISA forces a lower one.
+// Which instruction set the kernels use: the best that the machine has, unless the caller or FMO_ISA forces a lower
+// one.
 #pragma once
 
 #include <string_view>
@@ -12,7 +13,8 @@ const char* isa_name(Isa isa);
 // The best instruction set of this machine.
 Isa detect_isa();
 
-// `name`: "auto" (FMO_ISA if set, else the best), "scalar" or "avx2". Throws Error for an unknown name or one that the machine lacks.
+// `name`: "auto" (FMO_ISA if set, else the best), "scalar" or "avx2". Throws Error for an unknown name or one that the
+// machine lacks.
 Isa resolve_isa(std::string_view name);
 
 }  // namespace fmo

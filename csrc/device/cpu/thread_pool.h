@@ -2,8 +2,9 @@
 //
 //   pool.run([&](int thread) { …; pool.barrier(); …; });      // thread 0 is the caller
 //
-// Work is split by the body, statically, from (thread, num_threads). Workers wait for the next body by spinning for a short time, then
-// yielding, then sleeping; at a barrier they spin, then yield. No work stealing, no allocation per run, no nesting. The body must not throw.
+// Work is split by the body, statically, from (thread, num_threads). Workers wait for the next body by spinning for a
+// short time, then yielding, then sleeping; at a barrier they spin, then yield. No work stealing, no allocation per
+// run, no nesting. The body must not throw.
 #pragma once
 
 #include <atomic>
@@ -29,7 +30,8 @@ class ThreadPool {
   template <class Body>
   void run(Body&& body) {
     using Plain = std::remove_reference_t<Body>;
-    run_erased([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); }, const_cast<void*>(static_cast<const void*>(&body)));
+    run_erased([](void* context, int thread) { (*static_cast<Plain*>(context))(thread); },
+               const_cast<void*>(static_cast<const void*>(&body)));
   }
 
   // Only inside a body, by every thread.

@@ -19,8 +19,8 @@ float score_of(const KvLayer& layer, const AttentionParams& params, const float*
 }
 
 // One row against the visible keys of one tile.
-void attend_tile(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task, const AttentionState& state, int64_t row,
-                 int64_t tile_begin) {
+void attend_tile(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task,
+                 const AttentionState& state, int64_t row, int64_t tile_begin) {
   const int64_t position = task.first_position + state.query(row), head = state.head(task, row);
   const Range visible = visible_keys(params, position, tile_begin);
   if (visible.begin >= visible.end) return;
@@ -41,7 +41,8 @@ void attend_tile(const KvLayer& layer, const AttentionParams& params, const Atte
     const int64_t key = tile_begin + j;
     const float p = std::exp(scores[j] - top);
     const char* values = layer.v(task.block_table[key / kKvBlock], task.kv_head);
-    for (int64_t d = 0; d < layer.v_head_dim; ++d) sums[d] += p * load(layer, values, (key % kKvBlock) * layer.v_padded() + d);
+    for (int64_t d = 0; d < layer.v_head_dim; ++d)
+      sums[d] += p * load(layer, values, (key % kKvBlock) * layer.v_padded() + d);
     total += p;
   }
   state.total[row] = state.total[row] * rescale + total;

@@ -1,4 +1,5 @@
-// The tables of attention kernels by instruction set; `attention_kernels` chooses one. What both share: `append` and the order of the tiles.
+// The tables of attention kernels by instruction set; `attention_kernels` chooses one. What both share: `append` and
+// the order of the tiles.
 #pragma once
 
 #include <algorithm>
@@ -7,16 +8,17 @@
 
 namespace fmo {
 
-void append_kv(const KvLayer& layer, const HeadRows& k, const HeadRows& v, int64_t num_rows, int64_t first_position, const int32_t* block_table);
+void append_kv(const KvLayer& layer, const HeadRows& k, const HeadRows& v, int64_t num_rows, int64_t first_position,
+               const int32_t* block_table);
 
 AttentionKernels attention_kernels_scalar();
 AttentionKernels attention_kernels_avx2();
 
 // The state of a task in scratch: row = query · heads_per_kv_head + head in the group.
 struct AttentionState {
-  int64_t group, num_rows;          // query heads per KV head, rows
+  int64_t group, num_rows;             // query heads per KV head, rows
   float *scores, *sums, *top, *total;  // [rows][kKeyTile], [rows][v_padded], [rows], [rows]
-  float* tile;                      // a tile of keys and values as f32
+  float* tile;                         // a tile of keys and values as f32
 
   AttentionState(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task, float* scratch)
       : group(params.num_q_heads / layer.num_kv_heads), num_rows(task.num_queries * group) {

@@ -31,7 +31,10 @@ double best_seconds(F&& f) {
 double best_read_gb_s(ThreadPool& pool, const LimitLoops& loops) {
   const PageBuffer memory(kReadBytes, "the measurement of the read bandwidth");
   const auto share_of = [&](int thread) { return split(kReadBytes / 4096, thread, pool.num_threads()); };
-  pool.run([&](int thread) { std::memset(memory.data() + share_of(thread).begin * 4096, thread + 1, static_cast<size_t>(share_of(thread).size() * 4096)); });
+  pool.run([&](int thread) {
+    std::memset(memory.data() + share_of(thread).begin * 4096, thread + 1,
+                static_cast<size_t>(share_of(thread).size() * 4096));
+  });
   std::atomic<uint64_t> sink{0};
   double best = 0.0;
   for (int num_streams : {1, 4}) {

@@ -7,14 +7,16 @@
 namespace fmo {
 
 struct MachineLimits {
-  double read_bandwidth_gb_s = 0.0;  // best of one and four sequential streams per thread, over memory larger than any cache
-  double fma_gflop_s = 0.0;          // independent chains in registers; a fused multiply-add counts as two operations
+  double read_bandwidth_gb_s =
+      0.0;                   // best of one and four sequential streams per thread, over memory larger than any cache
+  double fma_gflop_s = 0.0;  // independent chains in registers; a fused multiply-add counts as two operations
 };
 
 // Takes about half a second and kReadBytes of memory. The machine should be quiet.
 MachineLimits measure_limits(ThreadPool& pool, Isa isa);
 
-// The inner loops. `read_streams`: sums `num_bytes` bytes, as `num_streams` (1 or 4) equal parts side by side; the sum only keeps it honest.
+// The inner loops. `read_streams`: sums `num_bytes` bytes, as `num_streams` (1 or 4) equal parts side by side; the sum
+// only keeps it honest.
 struct LimitLoops {
   double (*fma)(int64_t num_rounds, double* flop) = nullptr;
   uint64_t (*read_streams)(const char* data, int64_t num_bytes, int num_streams) = nullptr;

@@ -1,4 +1,5 @@
-// Limits with AVX2 + FMA. Twelve chains hide the latency of the multiply-add; an empty asm keeps the compiler from merging them.
+// Limits with AVX2 + FMA. Twelve chains hide the latency of the multiply-add; an empty asm keeps the compiler from
+// merging them.
 #include <immintrin.h>
 
 #include "kernels/limits/limits.h"
@@ -32,7 +33,9 @@ uint64_t read(const char* data, int64_t num_bytes) {
   for (int64_t at = 0; at < part; at += 256) {
     avx2::unroll<STREAMS>([&](auto stream) __attribute__((always_inline)) {
       const auto* p = reinterpret_cast<const __m256i*>(data + stream * part + at);
-      avx2::unroll<8>([&](auto i) __attribute__((always_inline)) { sum[i % 4] = _mm256_xor_si256(sum[i % 4], _mm256_loadu_si256(p + i)); });
+      avx2::unroll<8>([&](auto i) __attribute__((always_inline)) {
+        sum[i % 4] = _mm256_xor_si256(sum[i % 4], _mm256_loadu_si256(p + i));
+      });
     });
   }
   const __m256i all = _mm256_xor_si256(_mm256_xor_si256(sum[0], sum[1]), _mm256_xor_si256(sum[2], sum[3]));

@@ -1,9 +1,10 @@
 // linear for AVX2 + FMA: an outer-product register tile of R rows × (16·P) outputs, in two drivers.
 //
-//   gemv  P panels from far-apart parts of the share at the same time: one stream per panel fills the memory pipeline better than
-//         one long stream (+30-45 % bandwidth); the next lines are prefetched.
-//   gemm  blocks of K (a panel block is 16 KiB and stays in L1) × blocks of rows (kBlockTiles: x stays in L2). While a tile computes,
-//         it prefetches its share of the next panel's block. Partial sums rest in y between blocks of K, which is exact: the chain over k stays one chain.
+//   gemv  P panels from far-apart parts of the share at the same time: one stream per panel fills the memory pipeline
+//         better than one long stream (+30-45 % bandwidth); the next lines are prefetched.
+//   gemm  blocks of K (a panel block is 16 KiB and stays in L1) × blocks of rows (kBlockTiles: x stays in L2). While a
+//         tile computes, it prefetches its share of the next panel's block. Partial sums rest in y between blocks of K,
+//         which is exact: the chain over k stays one chain.
 //
 // bf16 weights are widened in registers: two instructions per 16 weights, in the shadow of the multiply-adds.
 #include <immintrin.h>
@@ -17,13 +18,15 @@ namespace {
 using avx2::unroll;
 
 constexpr int64_t kPanelBlockBytes = 16 << 10;  // half of L1; the other half is for the tile of x
-constexpr int64_t kBlockTiles = 16;  // 96 rows: with bf16, 512 k of them are 192 KiB
+constexpr int64_t kBlockTiles = 16;             // 96 rows: with bf16, 512 k of them are 192 KiB
 template <DType D>
 constexpr int64_t kRowBytes = kPanelRows * dtype_bytes(D);  // one k of a panel
 
 // How far ahead gemv prefetches each stream: few streams must reach further to keep as many lines in flight.
 template <int P>
-constexpr int64_t kPrefetchBytes = P >= 4 ? 1024 : P >= 2 ? 2048 : 4096;
+constexpr int64_t kPrefetchBytes = P >= 4   ? 1024
+                                   : P >= 2 ? 2048
+                                            : 4096;
 
 alignas(32) constexpr uint32_t kHighHalvesData[8] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
                                                      0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
@@ -73,8 +76,8 @@ inline void store_outputs(__m256 low, __m256 high, int64_t first, int64_t N, con
 
 // P panels × R rows of x.
 template <DType D, int P, int R>
-__attribute__((noinline)) void gemv_tile(const float* const* x, const PanelWeight& w, const int64_t* panels, const float* bias, float* y,
-                                         int64_t y_stride) {
+__attribute__((noinline)) void gemv_tile(const float* const* x, const PanelWeight& w, const int64_t* panels,
+                                         const float* bias, float* y, int64_t y_stride) {
   __m256 low[P * R], high[P * R];
   const char* stream[P];
   unroll<P>([&](auto p) { stream[p] = static_cast<const char*>(w.panel(panels[p])); });
@@ -97,13 +100,16 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const PanelWeigh
   }
   for (; k < w.K; ++k) step(k);
   unroll<P>([&](auto p) {
-    unroll<R>([&](auto r) { store_outputs(low[p * R + r], high[p * R + r], panels[p] * kPanelRows, w.N, bias, y + r * y_stride); });
+    unroll<R>([&](auto r) {
+      store_outputs(low[p * R + r], high[p * R + r], panels[p] * kPanelRows, w.N, bias, y + r * y_stride);
+    });
   });
 }
 
 // `P` streams over a range of panels; what does not divide by P is done one panel at a time.
 template <DType D, int P, int R>
-void gemv_rows(const RowSource& source, const PanelWeight& w, Range range, const float* bias, float* y, int64_t y_stride) {
+void gemv_rows(const RowSource& source, const PanelWeight& w, Range range, const float* bias, float* y,
+               int64_t y_stride) {
   const float* x[R];
   unroll<R>([&](auto r) { x[r] = source.row(r); });
   const int64_t share = range.size() / P;
@@ -115,7 +121,8 @@ void gemv_rows(const RowSource& source, const PanelWeight& w, Range range, const
   for (int64_t p = range.begin + share * P; p < range.end; ++p) gemv_tile<D, 1, R>(x, w, &p, bias, y, y_stride);
 }
 
-void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) {
+void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
+          int64_t y_stride) {
   const bool is_bf16 = w.dtype == DType::bf16;
   auto rows = is_bf16 ? gemv_rows<DType::bf16, 4, 1> : gemv_rows<DType::f32, 4, 1>;
   if (num_rows == 2) rows = is_bf16 ? gemv_rows<DType::bf16, 2, 2> : gemv_rows<DType::f32, 2, 2>;
@@ -123,7 +130,8 @@ void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range pane
   rows(x, w, panels, bias, y, y_stride);
 }
 
-// Measured: with a panel tile of three bf16 rows or four f32 rows, the block prefetch of gemm beats the streams of gemv.
+// Measured: with a panel tile of three bf16 rows or four f32 rows, the block prefetch of gemm beats the streams of
+// gemv.
 int64_t max_gemv_rows(DType dtype) { return dtype == DType::bf16 ? 2 : 3; }
 
 // What a tile prefetches while it computes: two places per kPrefetchSteps of k.
@@ -135,8 +143,8 @@ constexpr int64_t kPrefetchSteps = 4;
 
 // R rows × one panel block. `y` points at the 16 outputs of the first row; `first_block`: y holds nothing yet.
 template <DType D, int R>
-__attribute__((noinline)) void gemm_tile(const char* panel, const float* tile, int64_t num_k, float* y, int64_t y_stride, bool first_block,
-                                         Prefetch next) {
+__attribute__((noinline)) void gemm_tile(const char* panel, const float* tile, int64_t num_k, float* y,
+                                         int64_t y_stride, bool first_block, Prefetch next) {
   __m256 low[R], high[R];
   unroll<R>([&](auto r) {
     low[r] = first_block ? _mm256_setzero_ps() : _mm256_loadu_ps(y + r * y_stride);
@@ -166,8 +174,8 @@ __attribute__((noinline)) void gemm_tile(const char* panel, const float* tile, i
 
 using TileFunction = void (*)(const char*, const float*, int64_t, float*, int64_t, bool, Prefetch);
 template <DType D>
-constexpr TileFunction kTileFunctions[kTileRows + 1] = {nullptr,         gemm_tile<D, 1>, gemm_tile<D, 2>, gemm_tile<D, 3>,
-                                                        gemm_tile<D, 4>, gemm_tile<D, 5>, gemm_tile<D, 6>};
+constexpr TileFunction kTileFunctions[kTileRows + 1] = {
+    nullptr, gemm_tile<D, 1>, gemm_tile<D, 2>, gemm_tile<D, 3>, gemm_tile<D, 4>, gemm_tile<D, 5>, gemm_tile<D, 6>};
 
 // Spreads the prefetch of the next panel's block evenly over the tiles of this one; `tile` counts from 0.
 Prefetch prefetch_slice(const char* next, int64_t num_bytes, int64_t tile, int64_t num_tiles, int64_t num_k) {
@@ -179,7 +187,8 @@ void add_bias(float* y, const float* bias, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] += bias[i];
 }
 
-// All tiles of a block of rows against one block of one panel. The last, ragged panel goes through `edge` [rows of the block][16].
+// All tiles of a block of rows against one block of one panel. The last, ragged panel goes through `edge` [rows of the
+// block][16].
 struct GemmBlock {
   const float* packed;
   int64_t num_rows;
@@ -201,9 +210,11 @@ struct GemmBlock {
       const int64_t height = rows.size();
       float* out = ragged ? edge + (rows.begin - first_row) * kPanelRows : y + rows.begin * y_stride + first;
       const int64_t out_stride = ragged ? kPanelRows : y_stride;
-      for (int64_t r = 0; r < height; ++r) _mm_prefetch(out + (height + r) * out_stride, _MM_HINT_T0);  // where the next tile will write
-      tile_functions[height](panel, packed + rows.begin * w.K + k0 * height, num_k, out, out_stride, k0 == 0,
-                             prefetch_slice(next, num_k * kPanelRows * dtype_bytes(w.dtype), t - tiles.begin, tiles.size(), num_k));
+      for (int64_t r = 0; r < height; ++r)
+        _mm_prefetch(out + (height + r) * out_stride, _MM_HINT_T0);  // where the next tile will write
+      tile_functions[height](
+          panel, packed + rows.begin * w.K + k0 * height, num_k, out, out_stride, k0 == 0,
+          prefetch_slice(next, num_k * kPanelRows * dtype_bytes(w.dtype), t - tiles.begin, tiles.size(), num_k));
       if (k0 + num_k == w.K) finish(out, out_stride, rows, first, width);
     }
   }
@@ -217,27 +228,32 @@ struct GemmBlock {
   }
 };
 
-void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) {
+void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
+          int64_t y_stride) {
   alignas(64) float edge[kBlockTiles * kTileRows * kPanelRows];
-  const TileFunction* tile_functions = w.dtype == DType::bf16 ? kTileFunctions<DType::bf16> : kTileFunctions<DType::f32>;
+  const TileFunction* tile_functions =
+      w.dtype == DType::bf16 ? kTileFunctions<DType::bf16> : kTileFunctions<DType::f32>;
   const int64_t block_k = kPanelBlockBytes / (kPanelRows * dtype_bytes(w.dtype));
   const int64_t num_tiles = num_row_tiles(num_rows);
   const int num_blocks = static_cast<int>(ceil_div(num_tiles, kBlockTiles));
   for (int i = 0; i < num_blocks; ++i) {
     for (int64_t k0 = 0; k0 < w.K; k0 += block_k) {
-      const GemmBlock block{packed, num_rows, split(num_tiles, i, num_blocks), k0, std::min(block_k, w.K - k0), y, y_stride, bias, edge};
+      const GemmBlock block{
+          packed, num_rows, split(num_tiles, i, num_blocks), k0, std::min(block_k, w.K - k0), y, y_stride, bias, edge};
       for (int64_t p = panels.begin; p < panels.end; ++p) block.run(w, p, panels.end, tile_functions);
     }
   }
 }
 
-// Eight k of up to six rows are transposed in registers and stored as eight groups of R values; each store overwrites the surplus of the one before.
+// Eight k of up to six rows are transposed in registers and stored as eight groups of R values; each store overwrites
+// the surplus of the one before.
 template <int R>
 void pack_tile(const float* const* x, int64_t K, float* tile) {
   int64_t k = 0;
   for (; k + 8 < K; k += 8) {  // not the last eight: their surplus would reach the next tile
     __m256 r[8];
-    unroll<8>([&](auto i) { r[i] = i < R ? _mm256_loadu_ps(x[i < R ? static_cast<int>(i) : 0] + k) : _mm256_setzero_ps(); });
+    unroll<8>(
+        [&](auto i) { r[i] = i < R ? _mm256_loadu_ps(x[i < R ? static_cast<int>(i) : 0] + k) : _mm256_setzero_ps(); });
     __m256 t[8], u[8];
     unroll<4>([&](auto i) {
       t[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
@@ -256,7 +272,8 @@ void pack_tile(const float* const* x, int64_t K, float* tile) {
 }
 
 using PackFunction = void (*)(const float* const*, int64_t, float*);
-constexpr PackFunction kPackFunctions[kTileRows + 1] = {nullptr, pack_tile<1>, pack_tile<2>, pack_tile<3>, pack_tile<4>, pack_tile<5>, pack_tile<6>};
+constexpr PackFunction kPackFunctions[kTileRows + 1] = {nullptr,      pack_tile<1>, pack_tile<2>, pack_tile<3>,
+                                                        pack_tile<4>, pack_tile<5>, pack_tile<6>};
 
 void pack(const RowSource& x, int64_t num_rows, int64_t K, Range tiles, float* packed) {
   for (int64_t t = tiles.begin; t < tiles.end; ++t) {
@@ -269,6 +286,8 @@ void pack(const RowSource& x, int64_t num_rows, int64_t K, Range tiles, float* p
 
 }  // namespace
 
-LinearKernels linear_kernels_avx2() { return {.max_gemv_rows = max_gemv_rows, .pack = pack, .gemm = gemm, .gemv = gemv}; }
+LinearKernels linear_kernels_avx2() {
+  return {.max_gemv_rows = max_gemv_rows, .pack = pack, .gemm = gemm, .gemv = gemv};
+}
 
 }  // namespace fmo

@@ -1,4 +1,5 @@
-// Reference of linear: plain loops in the order of the contract. Compilers vectorise the 16 independent outputs of a panel.
+// Reference of linear: plain loops in the order of the contract. Compilers vectorise the 16 independent outputs of a
+// panel.
 #include "kernels/linear/linear_tables.h"
 
 namespace fmo {
@@ -18,10 +19,12 @@ void load_weights(const PanelWeight& w, const void* panel, int64_t k, float out[
 }
 
 void store_outputs(const float sum[kPanelRows], int64_t first, int64_t N, const float* bias, float* y) {
-  for (int64_t i = 0; i < std::min(kPanelRows, N - first); ++i) y[first + i] = bias == nullptr ? sum[i] : sum[i] + bias[first + i];
+  for (int64_t i = 0; i < std::min(kPanelRows, N - first); ++i)
+    y[first + i] = bias == nullptr ? sum[i] : sum[i] + bias[first + i];
 }
 
-void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) {
+void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
+          int64_t y_stride) {
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     for (int64_t r = 0; r < num_rows; ++r) {
       const float* row = x.row(r);
@@ -35,7 +38,8 @@ void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range pane
   }
 }
 
-void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y, int64_t y_stride) {
+void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
+          int64_t y_stride) {
   for (int64_t p = panels.begin; p < panels.end; ++p) {
     for (int64_t t = 0; t < num_row_tiles(num_rows); ++t) {
       const Range rows = row_tile(num_rows, t);
@@ -47,7 +51,8 @@ void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range pan
           for (int i = 0; i < kPanelRows; ++i) sum[r][i] += tile[k * rows.size() + r] * weights[i];
         }
       }
-      for (int64_t r = 0; r < rows.size(); ++r) store_outputs(sum[r], p * kPanelRows, w.N, bias, y + (rows.begin + r) * y_stride);
+      for (int64_t r = 0; r < rows.size(); ++r)
+        store_outputs(sum[r], p * kPanelRows, w.N, bias, y + (rows.begin + r) * y_stride);
     }
   }
 }
@@ -65,6 +70,8 @@ void pack_rows_scalar(const RowSource& x, int64_t num_rows, int64_t K, Range til
   }
 }
 
-LinearKernels linear_kernels_scalar() { return {.max_gemv_rows = [](DType) -> int64_t { return 4; }, .pack = pack_rows_scalar, .gemm = gemm, .gemv = gemv}; }
+LinearKernels linear_kernels_scalar() {
+  return {.max_gemv_rows = [](DType) -> int64_t { return 4; }, .pack = pack_rows_scalar, .gemm = gemm, .gemv = gemv};
+}
 
 }  // namespace fmo

@@ -1,7 +1,8 @@
-// Eight-lane f32 functions for AVX2 + FMA: exp, tanh, erf and what is made of them. Included only by files named *avx2*.
+// Eight-lane f32 functions for AVX2 + FMA: exp, tanh, erf and what is made of them. Included only by files named
+// *avx2*.
 //
-// Every function is lane-wise: the result of a lane depends on that lane alone, so a value is the same wherever it stands in a row.
-// Relative error ≤ 2e-7 over the whole range (exp, tanh, erf, sigmoid), infinities and NaN as in libm.
+// Every function is lane-wise: the result of a lane depends on that lane alone, so a value is the same wherever it
+// stands in a row. Relative error ≤ 2e-7 over the whole range (exp, tanh, erf, sigmoid), infinities and NaN as in libm.
 // Polynomials: weighted minimax fits made for this file (Lawson iteration on Chebyshev nodes, float64).
 #pragma once
 
@@ -12,12 +13,14 @@
 
 namespace fmo::avx2 {
 
-// Calls f(integral_constant 0) … f(integral_constant COUNT-1): loops over register arrays must be unrolled by the language.
+// Calls f(integral_constant 0) … f(integral_constant COUNT-1): loops over register arrays must be unrolled by the
+// language.
 template <int COUNT, class F>
 inline __attribute__((always_inline)) void unroll(F&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
     (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, COUNT>{});
+  }
+  (std::make_integer_sequence<int, COUNT>{});
 }
 
 inline __m256 set1(float value) { return _mm256_set1_ps(value); }
@@ -44,10 +47,13 @@ inline __m256 pow2(__m256i exponent) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
 }
 
-// exp(x) = 2^n · exp(r), |r| ≤ ln2/2. The power of two is applied in two halves so that overflow gives inf and underflow subnormals.
+// exp(x) = 2^n · exp(r), |r| ≤ ln2/2. The power of two is applied in two halves so that overflow gives inf and
+// underflow subnormals.
 inline __m256 exp(__m256 x) {
-  const __m256 clamped = _mm256_min_ps(set1(89.0f), _mm256_max_ps(set1(-104.0f), x));  // min/max keep a NaN in the second operand
-  const __m256 n = _mm256_round_ps(_mm256_mul_ps(clamped, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 clamped =
+      _mm256_min_ps(set1(89.0f), _mm256_max_ps(set1(-104.0f), x));  // min/max keep a NaN in the second operand
+  const __m256 n =
+      _mm256_round_ps(_mm256_mul_ps(clamped, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   __m256 r = _mm256_fnmadd_ps(n, set1(0.693359375f), clamped);
   r = _mm256_fnmadd_ps(n, set1(-2.12194440e-4f), r);
   __m256 q = set1(1.9790299e-4f);
@@ -63,7 +69,9 @@ inline __m256 exp(__m256 x) {
 }
 
 inline __m256 abs(__m256 x) { return _mm256_andnot_ps(set1(-0.0f), x); }
-inline __m256 copy_sign(__m256 magnitude, __m256 sign) { return _mm256_or_ps(magnitude, _mm256_and_ps(sign, set1(-0.0f))); }
+inline __m256 copy_sign(__m256 magnitude, __m256 sign) {
+  return _mm256_or_ps(magnitude, _mm256_and_ps(sign, set1(-0.0f)));
+}
 
 // |x| < 0.65: odd polynomial; else 1 − 2/(exp(2|x|)+1) with the sign of x.
 inline __m256 tanh(__m256 x) {
@@ -131,7 +139,8 @@ inline __m256 rsqrt(__m256 x) { return _mm256_div_ps(set1(1.0f), _mm256_sqrt_ps(
 
 // Eight 16-bit bf16 values to f32.
 inline __m256 load_bf16(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 
 }  // namespace fmo::avx2

@@ -4,8 +4,8 @@
 //   rms     y = source · 1/sqrt(mean(source²) + eps) · w
 //   layer   y = (source − mean) · 1/sqrt(variance + eps) · w + b
 //
-// All pointers are rows of H f32 values; w and b may be null. `sum` may be x or residual itself, and y the source; nothing else may overlap.
-// The sums run in a fixed order that depends on H alone.
+// All pointers are rows of H f32 values; w and b may be null. `sum` may be x or residual itself, and y the source;
+// nothing else may overlap. The sums run in a fixed order that depends on H alone.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct NormRow {
   const float* residual = nullptr;  // null: plain norm
   float* sum = nullptr;             // with residual
   const float* w = nullptr;
-  const float* b = nullptr;         // layer norm only
+  const float* b = nullptr;  // layer norm only
   float* y = nullptr;
   float eps = 0.0f;
   int64_t H = 0;

@@ -1,4 +1,5 @@
-// Norms for AVX2: a row is walked in steps of 32, then 8, then a masked rest; four partial sums, added in a fixed order.
+// Norms for AVX2: a row is walked in steps of 32, then 8, then a masked rest; four partial sums, added in a fixed
+// order.
 #include <immintrin.h>
 
 #include <cmath>
@@ -15,7 +16,9 @@ inline float sum_over(const float* x, int64_t H, Term&& term) {
   __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   int64_t i = 0;
   for (; i + 32 <= H; i += 32) {
-    avx2::unroll<4>([&](auto j) __attribute__((always_inline)) { sum[j] = _mm256_add_ps(sum[j], term(_mm256_loadu_ps(x + i + j * 8))); });
+    avx2::unroll<4>([&](auto j) __attribute__((always_inline)) {
+      sum[j] = _mm256_add_ps(sum[j], term(_mm256_loadu_ps(x + i + j * 8)));
+    });
   }
   for (; i + 8 <= H; i += 8) sum[0] = _mm256_add_ps(sum[0], term(_mm256_loadu_ps(x + i)));
   if (i < H) {
@@ -28,7 +31,8 @@ inline float sum_over(const float* x, int64_t H, Term&& term) {
 const float* add_residual(const NormRow& row) {
   if (row.residual == nullptr) return row.x;
   int64_t i = 0;
-  for (; i + 8 <= row.H; i += 8) _mm256_storeu_ps(row.sum + i, _mm256_add_ps(_mm256_loadu_ps(row.x + i), _mm256_loadu_ps(row.residual + i)));
+  for (; i + 8 <= row.H; i += 8)
+    _mm256_storeu_ps(row.sum + i, _mm256_add_ps(_mm256_loadu_ps(row.x + i), _mm256_loadu_ps(row.residual + i)));
   for (; i < row.H; ++i) row.sum[i] = row.x[i] + row.residual[i];
   return row.sum;
 }
@@ -49,12 +53,14 @@ void rms(const NormRow& row) {
 
 void layer(const NormRow& row) {
   const float* x = add_residual(row);
-  const float mean = sum_over(x, row.H, [](__m256 v) __attribute__((always_inline)) { return v; }) / static_cast<float>(row.H);
+  const float mean =
+      sum_over(x, row.H, [](__m256 v) __attribute__((always_inline)) { return v; }) / static_cast<float>(row.H);
   const __m256 means = avx2::set1(mean);
-  const float squares = sum_over(x, row.H, [&](__m256 v) __attribute__((always_inline)) {
-    const __m256 centred = _mm256_sub_ps(v, means);
-    return _mm256_mul_ps(centred, centred);
-  });
+  const float squares = sum_over(
+      x, row.H, [&](__m256 v) __attribute__((always_inline)) {
+        const __m256 centred = _mm256_sub_ps(v, means);
+        return _mm256_mul_ps(centred, centred);
+      });
   const float scale = 1.0f / std::sqrt(squares / static_cast<float>(row.H) + row.eps);
   const __m256 scales = avx2::set1(scale);
   int64_t i = 0;

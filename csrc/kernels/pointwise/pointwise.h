@@ -1,10 +1,12 @@
 // Pointwise functions over contiguous arrays.        contract of pointwise.cpu.*
 //
-//   unary   y[i] = f(x[i])            binary  y[i] = f(a[i], b[i])            n values; y may be an input itself, no other overlap
+//   unary   y[i] = f(x[i])            binary  y[i] = f(a[i], b[i])            n values; y may be an input itself, no
+//   other overlap
 //
-// The functions are those of `ew.*` in docs/ir.md. Float functions take and give f32; the integer ones (for i32, and bool as 0/1) wrap around.
-// Comparisons and logic give 0/1 as int32. The result of an element does not depend on its place in the array.
-// sin, cos, log, log1p, pow, softplus are libm's (≤ 2 ulp, any argument); exp, tanh, erf and their kin are vectorised for AVX2.
+// The functions are those of `ew.*` in docs/ir.md. Float functions take and give f32; the integer ones (for i32, and
+// bool as 0/1) wrap around. Comparisons and logic give 0/1 as int32. The result of an element does not depend on its
+// place in the array. sin, cos, log, log1p, pow, softplus are libm's (≤ 2 ulp, any argument); exp, tanh, erf and their
+// kin are vectorised for AVX2.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +34,9 @@ struct PointwiseKernels {
 
 PointwiseKernels pointwise_kernels_scalar();
 PointwiseKernels pointwise_kernels_avx2();
-inline PointwiseKernels pointwise_kernels(Isa isa) { return isa == Isa::avx2 ? pointwise_kernels_avx2() : pointwise_kernels_scalar(); }
+inline PointwiseKernels pointwise_kernels(Isa isa) {
+  return isa == Isa::avx2 ? pointwise_kernels_avx2() : pointwise_kernels_scalar();
+}
 
 // How many operands a function takes (1, 2, or 3 for `where`); 0 for an unknown name.
 int pointwise_arity(std::string_view name);

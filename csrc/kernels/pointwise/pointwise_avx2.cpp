@@ -19,8 +19,12 @@ void map_vectors(const float* x, float* y, int64_t n) {
 
 UnaryF32 unary_f32(std::string_view name) {
   static constexpr Named<UnaryF32> table[] = {
-      {"exp", map_vectors<avx2::exp>},   {"tanh", map_vectors<avx2::tanh>}, {"erf", map_vectors<avx2::erf>},
-      {"sigmoid", map_vectors<avx2::sigmoid>}, {"silu", map_vectors<avx2::silu>}, {"gelu", map_vectors<avx2::gelu>},
+      {"exp", map_vectors<avx2::exp>},
+      {"tanh", map_vectors<avx2::tanh>},
+      {"erf", map_vectors<avx2::erf>},
+      {"sigmoid", map_vectors<avx2::sigmoid>},
+      {"silu", map_vectors<avx2::silu>},
+      {"gelu", map_vectors<avx2::gelu>},
       {"gelu_tanh", map_vectors<avx2::gelu_tanh>},
   };
   const UnaryF32 own = find(table, name);

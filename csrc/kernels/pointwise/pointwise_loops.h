@@ -68,15 +68,17 @@ inline float floor_div_f32(float a, float b) {
 
 #define FMO_UNARY(TYPE, NAME, EXPRESSION) \
   {NAME, [](const TYPE* px, TYPE* py, int64_t n) { map1(px, py, n, [](TYPE x) -> TYPE { return EXPRESSION; }); }}
-#define FMO_BINARY(TYPE, OUT, NAME, EXPRESSION) \
-  {NAME, [](const TYPE* pa, const TYPE* pb, OUT* py, int64_t n) { map2(pa, pb, py, n, [](TYPE a, TYPE b) -> OUT { return EXPRESSION; }); }}
+#define FMO_BINARY(TYPE, OUT, NAME, EXPRESSION)                             \
+  {NAME, [](const TYPE* pa, const TYPE* pb, OUT* py, int64_t n) {           \
+     map2(pa, pb, py, n, [](TYPE a, TYPE b) -> OUT { return EXPRESSION; }); \
+   }}
 
 // Functions that no instruction set does better than a plain loop.
 inline UnaryF32 plain_unary_f32(std::string_view name) {
   static constexpr Named<UnaryF32> table[] = {
       FMO_UNARY(float, "neg", -x),
       FMO_UNARY(float, "abs", std::fabs(x)),
-      FMO_UNARY(float, "square", x * x),
+      FMO_UNARY(float, "square", x* x),
       FMO_UNARY(float, "relu", x < 0.0f ? 0.0f : x),
       FMO_UNARY(float, "sqrt", std::sqrt(x)),
       FMO_UNARY(float, "rsqrt", 1.0f / std::sqrt(x)),
@@ -94,7 +96,7 @@ inline BinaryF32 plain_binary_f32(std::string_view name) {
   static constexpr Named<BinaryF32> table[] = {
       FMO_BINARY(float, float, "add", a + b),
       FMO_BINARY(float, float, "sub", a - b),
-      FMO_BINARY(float, float, "mul", a * b),
+      FMO_BINARY(float, float, "mul", a* b),
       FMO_BINARY(float, float, "div", a / b),
       FMO_BINARY(float, float, "minimum", a < b || a != a ? a : b),
       FMO_BINARY(float, float, "maximum", a > b || a != a ? a : b),
@@ -107,12 +109,9 @@ inline BinaryF32 plain_binary_f32(std::string_view name) {
 
 inline CompareF32 plain_compare_f32(std::string_view name) {
   static constexpr Named<CompareF32> table[] = {
-      FMO_BINARY(float, int32_t, "eq", a == b ? 1 : 0),
-      FMO_BINARY(float, int32_t, "ne", a != b ? 1 : 0),
-      FMO_BINARY(float, int32_t, "lt", a < b ? 1 : 0),
-      FMO_BINARY(float, int32_t, "le", a <= b ? 1 : 0),
-      FMO_BINARY(float, int32_t, "gt", a > b ? 1 : 0),
-      FMO_BINARY(float, int32_t, "ge", a >= b ? 1 : 0),
+      FMO_BINARY(float, int32_t, "eq", a == b ? 1 : 0), FMO_BINARY(float, int32_t, "ne", a != b ? 1 : 0),
+      FMO_BINARY(float, int32_t, "lt", a < b ? 1 : 0),  FMO_BINARY(float, int32_t, "le", a <= b ? 1 : 0),
+      FMO_BINARY(float, int32_t, "gt", a > b ? 1 : 0),  FMO_BINARY(float, int32_t, "ge", a >= b ? 1 : 0),
   };
   return find(table, name);
 }

@@ -12,7 +12,7 @@ UnaryF32 unary_f32(std::string_view name) {
       FMO_UNARY(float, "tanh", std::tanh(x)),
       FMO_UNARY(float, "erf", std::erf(x)),
       FMO_UNARY(float, "sigmoid", sigmoid(x)),
-      FMO_UNARY(float, "silu", x * sigmoid(x)),
+      FMO_UNARY(float, "silu", x* sigmoid(x)),
       FMO_UNARY(float, "gelu", 0.5f * x * (1.0f + std::erf(x * 0.70710678f))),
       FMO_UNARY(float, "gelu_tanh", 0.5f * x * (1.0f + std::tanh(0.79788456f * (x + 0.044715f * x * x * x)))),
   };
@@ -20,9 +20,11 @@ UnaryF32 unary_f32(std::string_view name) {
   return own != nullptr ? own : plain_unary_f32(name);
 }
 
-constexpr std::string_view kUnary[] = {"neg", "abs", "square", "relu", "sqrt",  "rsqrt",   "floor", "log",  "log1p", "sin",
-                                       "cos", "exp", "tanh",   "erf",  "sigmoid", "silu", "gelu",  "gelu_tanh", "softplus", "not"};
-constexpr std::string_view kBinary[] = {"add", "sub", "mul", "div", "minimum", "maximum", "pow", "floor_div", "remainder"};
+constexpr std::string_view kUnary[] = {"neg",     "abs",   "square", "relu",      "sqrt",     "rsqrt", "floor",
+                                       "log",     "log1p", "sin",    "cos",       "exp",      "tanh",  "erf",
+                                       "sigmoid", "silu",  "gelu",   "gelu_tanh", "softplus", "not"};
+constexpr std::string_view kBinary[] = {"add",     "sub", "mul",       "div",      "minimum",
+                                        "maximum", "pow", "floor_div", "remainder"};
 constexpr std::string_view kTruth[] = {"eq", "ne", "lt", "le", "gt", "ge", "and", "or"};
 
 template <size_t COUNT>

@@ -5,7 +5,8 @@
 //   interleaved          pairs (2i, 2i+1) → same places          y_b = x_b·cos_i + x_a·sin_i
 //   interleaved_to_half  pairs (2i, 2i+1) → (i, i+R/2)
 //
-// cos, sin [R/2] f32. y must not overlap x. Two roundings per product and sum, as in torch; compilers vectorise the `half` loop.
+// cos, sin [R/2] f32. y must not overlap x. Two roundings per product and sum, as in torch; compilers vectorise the
+// `half` loop.
 #pragma once
 
 #include <algorithm>
@@ -20,8 +21,8 @@ struct RopeParams {
   int64_t rotary_dim = 0, offset = 0, head_dim = 0;
 };
 
-inline void rope_head(const RopeParams& params, const float* __restrict x, const float* __restrict cos, const float* __restrict sin,
-                      float* __restrict y) {
+inline void rope_head(const RopeParams& params, const float* __restrict x, const float* __restrict cos,
+                      const float* __restrict sin, float* __restrict y) {
   const int64_t half = params.rotary_dim / 2, end = params.offset + params.rotary_dim;
   std::copy_n(x, params.offset, y);
   std::copy(x + end, x + params.head_dim, y + end);
