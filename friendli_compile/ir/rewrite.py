@@ -73,7 +73,10 @@ class Rewriter:
     def scalar(self, value: Value | None) -> float | None:
         """The number (an f32 as its shortest decimal) of a constant of one element, seen through reshapes and expansions."""
         array = self.data(self.through(value, "tensor.reshape", "tensor.expand"))
-        return float(str(array.reshape(())[()])) if array is not None and array.size == 1 else None
+        if array is None or array.size != 1:
+            return None
+        number = array.reshape(())[()]
+        return float(str(number)) if array.dtype == np.float32 else float(number)
 
     def through(self, value: Value | None, *ops: str) -> Value | None:
         """The first value upwards whose producer is none of `ops` (first operands are followed)."""
