@@ -13,23 +13,22 @@ from safetensors.torch import load_file, save_file
 from friendli_compile.errors import CheckpointError, InternalError
 from friendli_compile.frontend.checkpoint import Checkpoint
 from friendli_compile.frontend.source import load_source
-from friendli_compile.frontend.trace import trace_model
-from frontend.architectures import tiny_model
+from frontend.architectures import tiny_model, traced
 
 # names converted (experts stacked), split router biases, tied embeddings, transposed expert weights
 CONVERTED = ["mixtral", "deepseek_v3", "llama3", "gpt_oss"]
 
 
-def opened(folder: Path) -> Checkpoint:
-    source = load_source(str(folder))
-    return Checkpoint(source, trace_model(source))
+def opened(folder: Path, name: str) -> Checkpoint:
+    """The reader of a checkpoint of the tiny model `name`."""
+    return Checkpoint(load_source(str(folder)), traced(name))
 
 
 @pytest.mark.parametrize("name", CONVERTED)
 def test_every_parameter_is_what_transformers_has_after_loading(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
     model.save_pretrained(tmp_path, max_shard_size="100KB")
-    checkpoint = opened(tmp_path)
+    checkpoint = opened(tmp_path, name)
     checkpoint.verify()
     state = model.state_dict()
     for param_name, shape in checkpoint._traced.param_shapes.items():
@@ -44,7 +43,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Checkpoint]:
     """A tiny checkpoint with untied embeddings, and its reader."""
     folder = tmp_path_factory.mktemp("llama")
     tiny_model("llama").save_pretrained(folder)
-    return folder, opened(folder)
+    return folder, opened(folder, "llama")
 
 
 @pytest.fixture
@@ -150,7 +149,7 @@ def test_tied_parameters_that_the_checkpoint_stores_twice_must_be_equal(tmp_path
     tensors = load_file(tmp_path / "model.safetensors")
     name = "model.embed_tokens.weight"
     save_file({**tensors, "lm_head.weight": tensors[name].clone()}, tmp_path / "model.safetensors")
-    checkpoint = opened(tmp_path)
+    checkpoint = opened(tmp_path, "llama3")
     np.testing.assert_array_equal(checkpoint.read(name), tensors[name].numpy())
     save_file({**tensors, "lm_head.weight": tensors[name] + 1}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="are tied by the config, and the checkpoint stores different values"):
@@ -163,7 +162,7 @@ def test_names_without_the_prefix_of_the_base_model_are_found(tmp_path: Path) ->
     tensors = load_file(tmp_path / "model.safetensors")
     stripped = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
     save_file({**stripped, "h.0.attn.bias": torch.ones(1, 1, 8, 8)}, tmp_path / "model.safetensors")
-    checkpoint = opened(tmp_path)
+    checkpoint = opened(tmp_path, "gpt2")
     checkpoint.verify()
     name = "transformer.h.1.mlp.c_fc.weight"
     np.testing.assert_array_equal(checkpoint.read(name), tensors[name].numpy())
@@ -173,7 +172,7 @@ def test_names_without_the_prefix_of_the_base_model_are_found(tmp_path: Path) ->
 def test_stacked_experts_of_a_half_precision_checkpoint_are_read_exactly(tmp_path: Path) -> None:
     model = tiny_model("mixtral").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
-    checkpoint = opened(tmp_path)
+    checkpoint = opened(tmp_path, "mixtral")
     name = "model.layers.0.mlp.experts.gate_up_proj"
     assert checkpoint.source_dtype(name) == "bf16"
     np.testing.assert_array_equal(checkpoint.read(name), model.state_dict()[name].float().numpy())
@@ -184,7 +183,7 @@ def test_a_tied_parameter_may_be_stored_under_its_other_name(tmp_path: Path) -> 
     tensors = load_file(tmp_path / "model.safetensors")
     embedding = tensors.pop("model.embed_tokens.weight")
     save_file({**tensors, "lm_head.weight": embedding}, tmp_path / "model.safetensors")
-    checkpoint = opened(tmp_path)
+    checkpoint = opened(tmp_path, "llama3")
     checkpoint.verify()
     np.testing.assert_array_equal(checkpoint.read("model.embed_tokens.weight"), embedding.numpy())
 
