@@ -49,7 +49,7 @@ def run_self_check(
     free = available_bytes() if available_memory_bytes is None else available_memory_bytes
     is_whole = whole_model_bytes(traced.num_params, model.num_bytes, probes.num_tokens, model.plan["vocab_size"]) <= free
     twin = None
-    if not is_whole or _has_long_windows(traced):
+    if not is_whole or needs_twin(traced):
         progress("a small twin", 0.0)
         twin = _check_twin(traced, dtype)
     rest = _scaled(progress, TWIN_SHARE if twin else 0.0)
@@ -87,8 +87,8 @@ def _special_ids(source: ModelSource) -> Iterable[int]:
     return [token for token in flat if isinstance(token, int)]
 
 
-def _has_long_windows(traced: TracedModel) -> bool:
-    """Whether some window is too long for probes of the real model to outgrow, while sequences may."""
+def needs_twin(traced: TracedModel) -> bool:
+    """Whether some window is too long for probes of the real model to outgrow, while served sequences may: the twin has a short one."""
     return any(MAX_PROBED_WINDOW < window < traced.max_context_len for window in attention_windows(traced.graph))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from friendli_compile.self_check import twin as twin_module
 from friendli_compile.self_check.artifact_runner import PackedModel
 from friendli_compile.self_check.layers import check_streamed
 from friendli_compile.self_check.reference import load_reference
-from friendli_compile.self_check.run import probes_for
+from friendli_compile.self_check.run import needs_twin, probes_for
 
 from .compiled import Compiled, Read, compile_tiny, edit_calls, repack, swap_bf16_lanes
 
@@ -157,6 +158,15 @@ def test_a_mistake_of_the_passes_is_caught_by_the_twin(
         run_self_check(
             mistral.artifact_dir, mistral.source, mistral.traced, mistral.checkpoint, dtype="bf16", available_memory_bytes=NO_MEMORY
         )
+
+
+def test_a_window_too_long_for_the_probes_calls_for_a_twin_as_well(mistral: Compiled) -> None:
+    traced = copy.copy(mistral.traced)
+    assert not needs_twin(traced)
+    traced.graph = _with_attrs(traced.graph, "attn.paged", {"window": 400})
+    assert needs_twin(traced)
+    traced.max_context_len = 400
+    assert not needs_twin(traced), "no sequence outgrows it"
 
 
 def test_a_model_that_transformers_cannot_load_fails_the_check(mistral: Compiled, tmp_path: Path) -> None:
