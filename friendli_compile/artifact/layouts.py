@@ -17,7 +17,7 @@ from ..plan.model import PANEL_ROWS, WeightSpec
 
 Array = np.ndarray
 _LANES = PANEL_ROWS // 2
-_CHUNK_ELEMENTS = 1 << 20  # rounding goes through the tensor in pieces: temporaries stay in the cache
+_CHUNK_ELEMENTS = 1 << 16  # rounding goes through the tensor in pieces: temporaries stay in the cache
 _INFINITY_BITS = 0x7F800000
 _NAN = 0x7FC0
 
@@ -26,10 +26,13 @@ def pack(array: Array, spec: WeightSpec) -> Array:
     """`array` (the logical tensor) as stored: C-contiguous, `spec.packed_dims`; bf16 as uint16."""
     if array.shape != spec.dims:
         raise ValueError(f"'{spec.name}' was computed as {list(array.shape)}, the plan has {list(spec.dims)}")
-    stored = to_bf16(array) if spec.dtype == "bf16" else array
     if spec.layout == "row_major":
-        return np.ascontiguousarray(stored)
-    return _to_panels(stored, interleave=spec.dtype == "bf16").reshape(spec.packed_dims)
+        return np.ascontiguousarray(to_bf16(array) if spec.dtype == "bf16" else array)
+    packed = np.empty(spec.packed_dims, np.uint16 if spec.dtype == "bf16" else array.dtype)
+    matrices, targets = array.reshape(-1, *array.shape[-2:]), packed.reshape(-1, *packed.shape[-3:])
+    for matrix, target in zip(matrices, targets, strict=True):
+        _pack_matrix(matrix, target)
+    return packed
 
 
 def unpack(packed: Array, spec: WeightSpec) -> Array:
@@ -77,26 +80,27 @@ def round_to_bf16(array: Array) -> Array:
     return array
 
 
-def _interleaved(halves: Array) -> Array:
-    """[p, 2, 8, K] uint16 → [p, K, 8] lanes: whole 32-bit lanes are transposed, which is several times faster than 16-bit halves."""
-    num_panels, _, _, num_columns = halves.shape
-    lanes = np.empty((num_panels, num_columns, _LANES), np.uint32)
-    for panel, (low, high) in zip(lanes, halves, strict=True):
-        rows = high.astype(np.uint32)
-        rows <<= 16
-        rows |= low
-        panel[...] = rows.T
-    return lanes.view(np.uint16)
+def _pack_matrix(rows: Array, panels: Array) -> None:
+    """[N, K] f32 → [N/16, K, 16], some panels at a time: nothing of the size of the tensor is held beside it and the result."""
+    num_columns = rows.shape[1]
+    step = max(1, _CHUNK_ELEMENTS // (PANEL_ROWS * num_columns))  # panels
+    for start in range(0, len(panels), step):
+        part = rows[start * PANEL_ROWS : (start + step) * PANEL_ROWS]
+        missing = -len(part) % PANEL_ROWS
+        if missing:
+            part = np.concatenate([part, np.zeros((missing, num_columns), rows.dtype)])
+        if panels.dtype == np.uint16:
+            targets, columns = panels[start : start + step].view(np.uint32), _lanes(part)
+        else:
+            targets, columns = panels[start : start + step], part.reshape(-1, PANEL_ROWS, num_columns)
+        for target, column in zip(targets, columns, strict=True):
+            target[...] = column.T
 
 
-def _to_panels(rows: Array, interleave: bool) -> Array:
-    """[…, N, K] → […, N/16, K, 16]; `interleave` pairs row i with row i + 8."""
-    *lead, num_rows, num_columns = rows.shape
-    num_panels = -(-num_rows // PANEL_ROWS)
-    padded = rows
-    if num_rows % PANEL_ROWS:
-        padded = np.zeros((*lead, num_panels * PANEL_ROWS, num_columns), rows.dtype)
-        padded[..., :num_rows, :] = rows
-    if interleave:
-        return _interleaved(padded.reshape(-1, 2, _LANES, num_columns))
-    return np.ascontiguousarray(np.swapaxes(padded.reshape(*lead, num_panels, PANEL_ROWS, num_columns), -1, -2))
+def _lanes(rows: Array) -> Array:
+    """[16p, K] f32 → [p, 8, K] 32-bit lanes; transposing whole lanes is several times faster than transposing 16-bit halves."""
+    halves = to_bf16(rows).reshape(-1, 2, _LANES, rows.shape[1])
+    lanes = halves[:, 1].astype(np.uint32)
+    lanes <<= 16
+    lanes |= halves[:, 0]
+    return lanes
