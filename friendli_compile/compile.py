@@ -253,11 +253,27 @@ def _token_ids(value: Any, vocab_size: int) -> list[int]:
 def _tokenizer_notes(source: ModelSource) -> list[str]:
     names = {path.name for path in source.tokenizer_files}
     if "tokenizer.json" in names:
-        return []
+        return (
+            []
+            if _has_chat_template(source, names)
+            else ["the checkpoint has no chat template: completions work, chat requests are refused"]
+        )
     note = "the checkpoint has no tokenizer.json: the artifact can be served with token ids, not with text"
     if names & {"tokenizer.model", "vocab.json", "vocab.txt"}:
         note += "; transformers can make one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
     return [note]
+
+
+def _has_chat_template(source: ModelSource, names: set[str]) -> bool:
+    if names & {"chat_template.jinja", "chat_template.json"}:
+        return True
+    path = source.folder / "tokenizer_config.json"
+    try:
+        return bool(json.loads(path.read_bytes()).get("chat_template")) if path.is_file() else False
+    except (ValueError, AttributeError) as error:
+        raise SourceError(
+            f"'{path.name}' is not a JSON object: {error}", where=str(path), hint="download the file again, or remove it"
+        ) from None
 
 
 def _print_calls(plan: Plan) -> None:

@@ -60,6 +60,7 @@ CASES: dict[str, tuple[Damage, list[str]]] = {
     "wrong shape": (edit_tensors(lambda t: t.update({DOWN: torch.zeros(64, 95, dtype=torch.bfloat16)})), [DOWN, "[64, 95]", "[64, 96]"]),
     "missing tensor": (edit_tensors(lambda t: t.pop(DOWN)), [DOWN, "missing"]),
     "config is not JSON": (lambda folder: (folder / "config.json").write_text("{ nonsense") and None, ["config.json", "not JSON"]),
+    "tokenizer_config is not JSON": (lambda folder: (folder / "tokenizer_config.json").write_text("[") and None, ["tokenizer_config.json"]),
     "config is missing": (lambda folder: (folder / "config.json").unlink(), ["config.json", "missing"]),
     "unknown model_type": (edit_config({"model_type": "lama"}), ["unknown model_type 'lama'", "'llama'"]),
 }  # fmt: skip

@@ -39,6 +39,9 @@ def test_a_checkpoint_becomes_an_artifact_that_opens_and_verifies(compiled: Path
     assert (model["name"], model["architecture"], model["model_type"]) == ("tiny-llama", "LlamaForCausalLM", "llama")
     assert (artifact.vocab_size, artifact.max_context_len, artifact.eos_token_ids, artifact.bos_token_id) == (256, 512, (2,), 1)
     assert len(artifact.plan["kv_layers"]) == 2 and artifact.tokenizer_folder == compiled / "tokenizer"
+    assert json.loads((compiled / "report.json").read_text())["notes"] == [
+        "the checkpoint has no chat template: completions work, chat requests are refused"
+    ]
 
 
 def test_a_bf16_checkpoint_is_stored_as_bf16_without_being_asked(compiled: Path) -> None:
