@@ -9,9 +9,7 @@ refuses becomes an `ArtifactError` or a `ConfigError` with its three parts.
 
 from __future__ import annotations
 
-from typing import Any
-
-from . import _core
+from ._core import Executor
 from .artifact import Artifact
 from .errors import ArtifactError, ConfigError, CorruptArtifact
 
@@ -25,7 +23,7 @@ def load_executor(
     num_blocks: int = 256,
     kv_dtype: str | None = None,
     isa: str = "auto",
-) -> Any:  # _core.Executor, which has no type stub
+) -> Executor:
     """Binds the plan of an artifact.
 
     num_threads: 0 takes as many as the process may use. max_num_tokens, max_num_logits: rows of the largest step.
@@ -34,7 +32,7 @@ def load_executor(
     """
     weights = {name: (str(place.path), place.offset, place.num_bytes) for name, place in artifact.weights.items()}
     try:
-        return _core.Executor(
+        return Executor(
             artifact.plan,
             weights,
             num_threads=num_threads,
