@@ -169,12 +169,14 @@ BoundOp bind_gather_rows(Binder& binder) {
   return {kernel_name(binder), [=](const Step& step, int thread) {
             with_type(x->dtype, [&](auto tag) {
               using T = typename decltype(tag)::Type;
-              const int64_t row_size = x->count(1, x->rank);
-              for_my_lines(rows->dim(0) * row_size, step, thread, [&](int64_t flat) {
-                const int64_t row = flat / row_size, rest = flat % row_size;
+              const int last = std::max(x->rank - 1, 1);
+              const int64_t count = x->rank > 1 ? x->dim(last) : 1, lines_per_row = x->count(1, last);
+              const int64_t x_step = x->rank > 1 ? x->stride(last) : 0, y_step = x->rank > 1 ? y->stride(last) : 0;
+              for_my_lines(rows->dim(0) * lines_per_row, step, thread, [&](int64_t flat) {
+                const int64_t row = flat / lines_per_row, line = flat % lines_per_row;
                 const int64_t from = step.checked_index(rows->as<int32_t>()[row * rows->stride(0)], x->dim(0));
-                y->as<T>()[row * y->stride(0) + y->offset(rest, 1, y->rank)] =
-                    x->as<const T>()[from * x->stride(0) + x->offset(rest, 1, x->rank)];
+                copy_line(x->as<const T>() + from * x->stride(0) + x->offset(line, 1, last), x_step,
+                          y->as<T>() + row * y->stride(0) + y->offset(line, 1, last), y_step, count, false);
               });
             });
           }};
