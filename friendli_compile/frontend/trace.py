@@ -35,7 +35,7 @@ from .quiet import quiet
 from .rope_tables import freeze_rope_tables
 from .source import ModelSource
 
-EXAMPLE_NUM_TOKENS = 24  # any size ≥ 2 that no model dimension equals by chance would do: the dim is dynamic
+EXAMPLE_NUM_TOKENS = 24  # any size above 1: the dim is dynamic, and the exporter refuses code that depends on the example
 MAX_NUM_TOKENS = 1 << 20
 BIG_TENSOR = 1 << 24  # elements; larger zeros/ones made by a constructor are parameters, never buffers with values
 

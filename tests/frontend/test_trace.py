@@ -1,6 +1,8 @@
 """Tracing: nothing is dropped silently, nothing is loaded, and the report is right."""
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -100,6 +102,24 @@ def test_a_model_larger_than_memory_is_built_without_memory() -> None:
     skeleton = build_skeleton(config)
     assert sum(p.numel() for p in skeleton.parameters()) > 400e9
     assert skeleton.model.rotary_emb.inv_freq[1].item() == pytest.approx(10000 ** (-2 / 128))
+
+
+LLAMA_70B = """
+import resource
+from transformers import LlamaConfig
+from friendli_compile.frontend.trace import trace_model
+config = LlamaConfig(hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8,
+                     vocab_size=128256, max_position_embeddings=131072)
+traced = trace_model(config)
+print(traced.num_params, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_70_billion_parameter_config_is_traced_in_less_than_4_gib() -> None:
+    output = subprocess.run([sys.executable, "-c", LLAMA_70B], check=True, capture_output=True, text=True).stdout
+    num_params, peak_bytes = map(int, output.split())
+    assert num_params > 70e9 and peak_bytes < 4 << 30
 
 
 def test_a_check_reports_sizes_and_where_they_fit(tmp_path: Any) -> None:
