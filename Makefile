@@ -36,7 +36,7 @@ demo: artifact
 	$(BIN)/python examples/demo.py $(ARTIFACT)
 
 test: $(CORE)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 check: $(CORE)
 	$(BIN)/ruff check .
@@ -49,8 +49,8 @@ format: $(CORE)
 	$(BIN)/ruff format .
 	find csrc -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
 
-bench: artifact
-	$(BIN)/python bench/kernels/run.py
+bench: $(CORE)
+	$(BIN)/python bench/kernels/kernels.py
 	$(BIN)/python bench/engine/run.py
 
 clean:
