@@ -144,6 +144,14 @@ def test_a_wrong_head_is_placed_behind_the_last_layer(mistral: Compiled, tmp_pat
     assert "behind the last layer" in caught.value.where
 
 
+def test_a_mistake_that_only_cached_steps_show_is_caught_and_said_to_be_one(mistral: Compiled, tmp_path: Path) -> None:
+    artifact_dir = mistral.copy_to(tmp_path)
+    edit_calls(artifact_dir, "attn.paged", 1, kv_layer=0)  # both layers write the same cache: harmless within one prefill
+    with pytest.raises(SelfCheckFailed) as caught:
+        check_whole(mistral, artifact_dir)
+    assert "one prefill of everything agrees; step 1 differs first" in caught.value.where
+
+
 def _with_attrs(graph: Graph, op: str, attrs: dict[str, Any]) -> Graph:
     nodes = tuple(Node(n.op, n.inputs, n.outputs, {**n.attrs, **attrs}, n.source) if n.op == op else n for n in graph.nodes)
     return replace(graph, nodes=nodes)
