@@ -1,6 +1,8 @@
 #include "executor/executor.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <limits>
@@ -122,6 +124,7 @@ struct Executor::Impl final : Storage {
   int64_t thread_workspace_bytes = 0;
   Tensor logits;
   StepFailure failure;
+  std::array<std::atomic<int64_t>, 4> tickets{};
   bool profiling = false;
   std::mutex forward_mutex;
 };
@@ -422,13 +425,17 @@ void Executor::Impl::start_step(const Batch& batch) {
   }
   failure.happened.store(false);
   failure.call.store(-1);
+  for (std::atomic<int64_t>& ticket : tickets) ticket.store(0);
 }
 
 void Executor::Impl::run_calls(const Step& step, int thread) {
   const bool timed = profiling && thread == 0;
   int64_t before = timed ? now_ns() : 0;
+  Step mine = step;
   for (size_t i = 0; i < bound_calls.size(); ++i) {
-    bound_calls[i].op.run(step, thread);
+    mine.ticket = &tickets[i % tickets.size()];
+    tickets[(i + 2) % tickets.size()].store(0, std::memory_order_relaxed);  // of call i-2, which all threads have left
+    bound_calls[i].op.run(mine, thread);
     pool.barrier();
     if (thread != 0) continue;
     if (failure.happened.load(std::memory_order_relaxed) && failure.call.load() < 0)

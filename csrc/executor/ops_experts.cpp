@@ -10,8 +10,8 @@
 #include <algorithm>
 #include <numeric>
 
-#include "executor/linear_rows.h"
 #include "executor/ops.h"
+#include "kernels/linear/linear.h"
 #include "kernels/pointwise/pointwise.h"
 
 namespace fmo {

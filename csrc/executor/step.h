@@ -31,6 +31,10 @@ struct Step {
   char* thread_workspaces = nullptr;  // one per thread, `thread_workspace_bytes` apart
   int64_t thread_workspace_bytes = 0;
   StepFailure* failure = nullptr;
+  std::atomic<int64_t>* ticket = nullptr;  // of the running call; starts at 0
+
+  // The next `count` pieces of work of this call: the first of them. One use per call.
+  int64_t take(int64_t count) const { return ticket->fetch_add(count, std::memory_order_relaxed); }
 
   char* thread_workspace(int thread) const { return thread_workspaces + thread * thread_workspace_bytes; }
   void barrier() const { pool->barrier(); }
