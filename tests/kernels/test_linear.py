@@ -94,9 +94,9 @@ def experts_reference(x, ids, weights, gate_up, down, gate_up_bias, down_bias, a
     return result
 
 
-def experts_plan(num_tokens: int, dtype: str, act: str, has_bias: bool):  # type: ignore[no-untyped-def]
+def experts_plan(num_tokens: int, dtype: str, act: str, has_bias: bool, hidden_size: int = 40):  # type: ignore[no-untyped-def]
     rng = np.random.default_rng(11)
-    num_experts, top_k, hidden_size, intermediate_size = 5, 2, 40, 24
+    num_experts, top_k, intermediate_size = 5, 2, 24
     arrays = {
         "x": rng.standard_normal((num_tokens, hidden_size)),
         "ids": np.stack([rng.permutation(num_experts)[:top_k] for _ in range(num_tokens)]),
@@ -136,3 +136,9 @@ def test_experts_give_a_token_the_same_bits_alone_and_in_a_batch() -> None:
     executor = plan.bind(finished, max_num_tokens=150, max_num_logits=150, num_threads=2)
     for start, stop in ((0, 1), (5, 7), (40, 73), (149, 150)):
         assert np.array_equal(forward(executor, [stop - start], tokens=np.arange(start, stop)), whole[start:stop])
+
+
+def test_packing_the_rows_of_one_expert_leaves_those_of_the_next_alone() -> None:
+    for num_tokens in range(6, 14):  # so that many experts have three rows, whose packed tile is the narrowest
+        plan, y, arrays = experts_plan(num_tokens, "bf16", "silu", False, hidden_size=41)  # one more than whole vectors
+        np.testing.assert_allclose(plan.run(y, num_tokens, num_threads=2), experts_reference(**arrays, act="silu"), atol=2e-4, rtol=1e-4)

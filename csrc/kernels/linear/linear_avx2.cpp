@@ -18,6 +18,7 @@ namespace {
 using avx2::unroll;
 
 constexpr int64_t kPanelBlockBytes = 16 << 10;  // half of L1; the other half is for the tile of x
+constexpr int64_t kSmallBytes = 256 << 10;      // x that stays in L2 as a whole: panels are then walked one by one
 constexpr int64_t kBlockTiles = 16;             // 96 rows: with bf16, 512 k of them are 192 KiB
 template <DType D>
 constexpr int64_t kRowBytes = kPanelRows * dtype_bytes(D);  // one k of a panel
@@ -187,6 +188,10 @@ void add_bias(float* y, const float* bias, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] += bias[i];
 }
 
+const char* panel_block(const PanelWeight& w, int64_t p, int64_t k0) {
+  return static_cast<const char*>(w.panel(p)) + k0 * kPanelRows * dtype_bytes(w.dtype);
+}
+
 // All tiles of a block of rows against one block of one panel. The last, ragged panel goes through `edge` [rows of the
 // block][16].
 struct GemmBlock {
@@ -199,9 +204,9 @@ struct GemmBlock {
   const float* bias;
   float* edge;
 
-  void run(const PanelWeight& w, int64_t p, int64_t panel_end, const TileFunction* tile_functions) const {
-    const char* panel = static_cast<const char*>(w.panel(p)) + k0 * kPanelRows * dtype_bytes(w.dtype);
-    const char* next = p + 1 < panel_end ? panel + w.panel_bytes() : panel;
+  // `next`: the panel block that will be wanted after this one.
+  void run(const PanelWeight& w, int64_t p, const char* next, const TileFunction* tile_functions) const {
+    const char* panel = panel_block(w, p, k0);
     const int64_t first = p * kPanelRows, width = std::min(kPanelRows, w.N - first);
     const int64_t first_row = row_tile(num_rows, tiles.begin).begin;
     const bool ragged = width < kPanelRows;
@@ -235,12 +240,26 @@ void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range pan
       w.dtype == DType::bf16 ? kTileFunctions<DType::bf16> : kTileFunctions<DType::f32>;
   const int64_t block_k = kPanelBlockBytes / (kPanelRows * dtype_bytes(w.dtype));
   const int64_t num_tiles = num_row_tiles(num_rows);
+  const auto block_at = [&](Range tiles, int64_t k0) {
+    return GemmBlock{packed, num_rows, tiles, k0, std::min(block_k, w.K - k0), y, y_stride, bias, edge};
+  };
+  if (num_tiles <= kBlockTiles && num_rows * w.K * 4 <= kSmallBytes) {
+    for (int64_t p = panels.begin; p < panels.end; ++p) {
+      for (int64_t k0 = 0; k0 < w.K; k0 += block_k) {
+        block_at({0, num_tiles}, k0).run(w, p, panel_block(w, p, k0 + block_k), tile_functions);
+      }
+    }
+    return;
+  }
   const int num_blocks = static_cast<int>(ceil_div(num_tiles, kBlockTiles));
   for (int i = 0; i < num_blocks; ++i) {
     for (int64_t k0 = 0; k0 < w.K; k0 += block_k) {
-      const GemmBlock block{
-          packed, num_rows, split(num_tiles, i, num_blocks), k0, std::min(block_k, w.K - k0), y, y_stride, bias, edge};
-      for (int64_t p = panels.begin; p < panels.end; ++p) block.run(w, p, panels.end, tile_functions);
+      const GemmBlock block = block_at(split(num_tiles, i, num_blocks), k0);
+      for (int64_t p = panels.begin; p < panels.end; ++p) {
+        const bool is_last = p + 1 == panels.end;
+        const char* next = is_last ? panel_block(w, panels.begin, k0 + block_k) : panel_block(w, p + 1, k0);
+        block.run(w, p, next, tile_functions);
+      }
     }
   }
 }
@@ -250,7 +269,7 @@ void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range pan
 template <int R>
 void pack_tile(const float* const* x, int64_t K, float* tile) {
   int64_t k = 0;
-  for (; k + 8 < K; k += 8) {  // not the last eight: their surplus would reach the next tile
+  for (; (k + 7) * R + 8 <= K * R; k += 8) {  // as long as the surplus of the last store stays in this tile
     __m256 r[8];
     unroll<8>(
         [&](auto i) { r[i] = i < R ? _mm256_loadu_ps(x[i < R ? static_cast<int>(i) : 0] + k) : _mm256_setzero_ps(); });
