@@ -14,13 +14,14 @@ import urllib.request
 from pathlib import Path
 
 PROMPT = "def read_lines(path):\n"
+SAMPLING = {"temperature": 0.6, "top_p": 0.95, "seed": 0}  # a model this small repeats itself when it is greedy
 START_TIMEOUT_S = 60
 FMO = str(Path(sys.executable).with_name("fmo"))
 
 NEXT_STEPS = """
 Try next:
-  {fmo} run {artifact} 'class Stack:'               one completion in the terminal
-  {fmo} chat {artifact}                             talk to it
+  {fmo} run {artifact} 'class Stack:' --temperature 0.6 --max-tokens 96   one completion in the terminal
+  {fmo} chat {artifact} --temperature 0.6               talk to it
   {fmo} serve {artifact}                            the OpenAI-compatible server on port 8000
   {fmo} explain {artifact}                          what the artifact holds
   {fmo} compile MODEL --output-dir DIR              your own Hugging Face model"""
@@ -43,8 +44,8 @@ def start_server(artifact: str) -> tuple[subprocess.Popen[str], str]:
 
 def stream_completion(base_url: str) -> tuple[str, int, float]:
     """Prints the completion as it arrives; returns its text, its number of tokens and the seconds from first to last token."""
-    body = json.dumps({"prompt": PROMPT, "max_tokens": 96, "temperature": 0, "stream": True, "stream_options": {"include_usage": True}})
-    request = urllib.request.Request(f"{base_url}/v1/completions", body.encode(), {"Content-Type": "application/json"})
+    body = {"prompt": PROMPT, "max_tokens": 96, "stream": True, "stream_options": {"include_usage": True}} | SAMPLING
+    request = urllib.request.Request(f"{base_url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     text, num_tokens, first_s, last_s = "", 0, None, 0.0
     with urllib.request.urlopen(request, timeout=60) as response:
         for raw in response:
