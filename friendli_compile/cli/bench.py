@@ -30,9 +30,7 @@ Examples:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--threads", "num_threads", type=click.IntRange(min=0), default=0, help="Threads of the engine; 0: all this process may use.")
 @click.option("--batch", "batches", default="8,16", callback=parse_batches, show_default=True, help="Numbers of sequences at once.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Samples of each figure; medians are printed."
-)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Samples of each figure; medians are printed.")
 @click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), default=None, help="KV cache; default: what the artifact says.")
 @click.option("--cold-start/--no-cold-start", default=True, help="Also time fresh processes to their first token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
