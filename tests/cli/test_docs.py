@@ -19,7 +19,7 @@ This page is the output of `fmo VERB --help`, kept equal by a test.
 
 def rendered_page() -> str:
     parts = [HEAD]
-    with click.Context(fmo, info_name="fmo") as root:
+    with click.Context(fmo, info_name="fmo", **fmo.context_settings) as root:
         for name in VERBS:
             command = fmo.get_command(root, name)  # type: ignore[attr-defined]
             with click.Context(command, info_name=name, parent=root, terminal_width=110, max_content_width=110) as context:
