@@ -1,4 +1,4 @@
-"""For all tests: a run that was started in the background may ignore Ctrl-C, and children inherit that; tests of interrupts need it heeded."""
+"""For all tests: a run started in the background may ignore Ctrl-C, and its children inherit that; tests of interrupts need it heeded."""
 
 import signal
 
