@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
+from types import FrameType, TracebackType
 
 _NAME_WIDTH = 12
 
@@ -43,11 +43,19 @@ class Progress:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self._is_interrupted = False
         self._has_bar = sys.stderr.isatty()
         self._has_lines = sys.stderr.isatty() or debug_level() >= 1
 
+    def interrupt(self, _signal_number: int, _frame: FrameType | None) -> None:
+        """A signal handler. Python loses what is raised inside of a destructor or a callback, so the next phase raises again."""
+        self._is_interrupted = True
+        raise KeyboardInterrupt
+
     @contextmanager
     def phase(self, name: str) -> Iterator[Phase]:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         started = time.perf_counter()
         with _Bar(name) if self._has_bar else _NoBar() as on_update:
             phase = Phase(on_update)

@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import click
 
@@ -45,12 +44,13 @@ def compile_(
 
     The artifact is compared with transformers before it appears: wrong numbers are never emitted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: what was written is removed
     from ..artifact.folder import require_free_target
     from ..progress import Progress
 
     require_free_target(output_dir, replace=force)
     progress = Progress()
+    for number in (signal.SIGINT, signal.SIGTERM):  # what was written is removed
+        signal.signal(number, progress.interrupt)
     with progress.phase("import"):  # torch and transformers take seconds
         from ..compile import CompileOptions, compile_model
 
@@ -72,7 +72,3 @@ def compile_(
         click.echo(output_dir)
         if sys.stderr.isatty():
             click.echo(f"next: fmo serve {output_dir}", err=True)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
