@@ -8,15 +8,13 @@ Makes the model (bench/make_model.py) and compiles it into build/ when they are 
 
 import argparse
 import json
-import os
-import re
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from machine import ROOT, Busy, commit, cpu_name, results_dir
+
 FMO = [sys.executable, "-c", "from friendli_compile.cli import main; main()"]
 
 
@@ -29,22 +27,6 @@ def artifact_of(shape: str) -> Path:
     return artifact
 
 
-def cpu_name() -> str:
-    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return found[1].strip() if found else "unknown"
-
-
-def busy_s() -> float:
-    """Seconds that all cores have been busy since boot."""
-    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-
-
-def own_busy_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="0.5b")
@@ -52,22 +34,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     artifact = artifact_of(args.shape)
-    busy_before_s, own_before_s, started_s = busy_s(), own_busy_s(), time.monotonic()
+    busy = Busy()
     command = [*FMO, "bench", artifact, "--threads", str(args.threads), "--rounds", str(args.rounds), "--json"]
     figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    others_cpu = (busy_s() - busy_before_s - (own_busy_s() - own_before_s)) / (time.monotonic() - started_s)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    others = busy.of_others()
     line = {
         "model": f"llama-{args.shape}",
         "dtype": "bf16",
-        "commit": commit,
+        "commit": commit(),
         "cpu": cpu_name(),
-        "others_cpu": round(others_cpu, 3),
+        **others,
         **figures,
     }
-    device = re.sub(r"[^a-z0-9]+", "-", f"{cpu_name()} {os.cpu_count()} cores".lower()).strip("-")
-    results = ROOT / "bench" / "results" / device / "engine.jsonl"
-    results.parent.mkdir(parents=True, exist_ok=True)
+    results = results_dir() / "engine.jsonl"
     with results.open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(json.dumps(line, indent=2))
