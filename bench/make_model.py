@@ -49,7 +49,8 @@ SHAPES = {
 def config_of(shape: Shape) -> dict[str, object]:
     experts = {"num_local_experts": shape.num_experts, "num_experts_per_tok": shape.top_k} if shape.num_experts else {}
     return {
-        "architectures": [f"{shape.name.title()}ForCausalLM"], "model_type": shape.name, "torch_dtype": "bfloat16", "num_hidden_layers": shape.num_layers,
+        "architectures": [f"{shape.name.title()}ForCausalLM"], "model_type": shape.name, "torch_dtype": "bfloat16",
+        "num_hidden_layers": shape.num_layers,
         "hidden_size": shape.hidden_size, "intermediate_size": shape.intermediate_size, "num_attention_heads": shape.num_q_heads,
         "num_key_value_heads": shape.num_kv_heads, "head_dim": HEAD_DIM, "vocab_size": shape.vocab_size, "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": False, "mlp_bias": False,

@@ -32,7 +32,8 @@ BATCH_PROMPT_TOKENS = 16
 BATCH_NEW_TOKENS = 64
 COLD_PROMPT_TOKENS = 8
 COLD_ROUNDS = 3
-DTYPE_BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "bool": 1}
+DTYPE_BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "bool": 1, "i8": 1, "i7": 1, "e4m3": 1, "i4": 0.5, "u4": 0.5, "e2m1": 0.5, "e8m0": 1}
+MATRIX_LAYOUTS = ("panel16", "block8")
 BLOCK_SIZE = 16
 """Tokens of one KV block."""
 MAX_NUM_TOKENS = 512
@@ -230,7 +231,7 @@ def _weight_traffic(plan: dict[str, Any]) -> tuple[int, int, float]:
     A step reads every weight once, but of an embedding one row, and of experts only those chosen. The output projection runs on the last
     row of a prompt only, so it does not count for a prompt token.
     """
-    total_bytes = sum(_num_bytes(weight) for weight in plan["weights"].values())
+    total_bytes = int(sum(_num_bytes(weight) for weight in plan["weights"].values()))
     streamed_bytes, flop, seen = 0.0, 0.0, set()
     for call in plan["calls"]:
         share, rows = 1.0, call["outputs"][0]["dims"][0]
@@ -245,13 +246,19 @@ def _weight_traffic(plan: dict[str, Any]) -> tuple[int, int, float]:
             if view["id"] not in seen:
                 streamed_bytes += share * _num_bytes(weight)
             seen.add(view["id"])
-            if weight["layout"] == "panel16" and rows == "num_tokens":
+            if weight["layout"] in MATRIX_LAYOUTS and rows == "num_tokens":
                 flop += 2.0 * share * math.prod(weight["dims"])
     return total_bytes, int(streamed_bytes), flop
 
 
-def _num_bytes(weight: dict[str, Any]) -> int:
-    return math.prod(weight["dims"]) * DTYPE_BYTES[weight["dtype"]]
+def _num_bytes(weight: dict[str, Any]) -> float:
+    """Without padding; of a quantized weight codes, scales and zero points."""
+    num_values = math.prod(weight["dims"])
+    num_bytes = num_values * DTYPE_BYTES[weight["dtype"]]
+    if weight["layout"] == "block8":
+        per_group = DTYPE_BYTES[weight["scale_dtype"]] + (weight["dtype"] == "u4")
+        num_bytes += num_values / weight["group"] * per_group
+    return num_bytes
 
 
 def _shares_of_the_limits(result: dict[str, Any]) -> dict[str, float]:

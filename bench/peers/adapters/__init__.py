@@ -1,1 +1,1 @@
-"""One module per engine (workload.py says what it offers). Its library is imported inside of functions: peers have their own environments."""
+"""One module per engine (workload.py says what it offers), which imports its library inside of functions."""
