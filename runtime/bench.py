@@ -32,7 +32,20 @@ BATCH_PROMPT_TOKENS = 16
 BATCH_NEW_TOKENS = 64
 COLD_PROMPT_TOKENS = 8
 COLD_ROUNDS = 3
-DTYPE_BYTES = {"f32": 4, "i32": 4, "bf16": 2, "f16": 2, "bool": 1, "i8": 1, "i7": 1, "e4m3": 1, "i4": 0.5, "u4": 0.5, "e2m1": 0.5, "e8m0": 1}
+DTYPE_BYTES = {
+    "f32": 4,
+    "i32": 4,
+    "bf16": 2,
+    "f16": 2,
+    "bool": 1,
+    "i8": 1,
+    "i7": 1,
+    "e4m3": 1,
+    "i4": 0.5,
+    "u4": 0.5,
+    "e2m1": 0.5,
+    "e8m0": 1,
+}
 MATRIX_LAYOUTS = ("panel16", "block8")
 BLOCK_SIZE = 16
 """Tokens of one KV block."""
