@@ -2,7 +2,7 @@
 
     python bench/peers/report.py bench/results/<device>/peers.jsonl --model llama-0.5b [--plot docs/images/peers-0.5b.svg]
 
-Medians over quiet lines (others used less than a tenth of a core); a peer without any is marked ~ and shown with the medians of all its lines.
+Medians over quiet lines (others used less than a tenth of a core); a peer without any is marked ~ and shown with the medians of all.
 Only the lines of the newest commit that has this model are read.
 """
 
