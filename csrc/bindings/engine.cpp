@@ -63,6 +63,16 @@ SamplingParams params_from_python(const nb::handle& object) {
   return params;
 }
 
+// One bit per token of the vocabulary, in little-endian 32-bit words.
+std::vector<uint32_t> mask_from_bytes(const nb::bytes& bits) {
+  if (bits.size() % sizeof(uint32_t) != 0) {
+    throw std::invalid_argument("the mask has " + std::to_string(bits.size()) + " bytes, expected a multiple of 4");
+  }
+  std::vector<uint32_t> mask(bits.size() / sizeof(uint32_t));
+  std::memcpy(mask.data(), bits.data(), bits.size());
+  return mask;
+}
+
 nb::object copied_array(const int32_t* data, std::initializer_list<size_t> shape) {
   size_t num_items = 1;
   for (const size_t dim : shape) num_items *= dim;
@@ -253,12 +263,31 @@ void bind_engine(nb::module_& m) {
           nb::arg("max_context_len"), nb::arg("vocab_size"))
       .def(
           "submit",
-          [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object) {
+          [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask) {
             SamplingParams params = params_from_python(params_object);
+            params.is_constrained = !first_mask.is_none();
+            if (params.is_constrained) params.first_mask = mask_from_bytes(nb::cast<nb::bytes>(first_mask));
             const nb::gil_scoped_release release;
             return self.loop().submit(prompt, std::move(params));
           },
-          nb::arg("prompt_ids"), nb::arg("params"), "Queues a request and returns its id.")
+          nb::arg("prompt_ids"), nb::arg("params"), nb::arg("first_mask") = nb::none(),
+          "Queues a request and returns its id. With `first_mask` it is constrained: no token is sampled without a "
+          "mask.")
+      .def(
+          "set_mask",
+          [](PyEngine& self, int64_t id, int32_t sample, int64_t position, const nb::bytes& bits) {
+            std::vector<uint32_t> mask = mask_from_bytes(bits);
+            const nb::gil_scoped_release release;
+            self.loop().set_mask(id, sample, position, std::move(mask));
+          },
+          nb::arg("request_id"), nb::arg("sample_idx"), nb::arg("position"), nb::arg("mask"),
+          "The tokens that may be output token `position` of a constrained sample: bit t%32 of 32-bit word t/32.")
+      .def(
+          "fail_sample",
+          [](PyEngine& self, int64_t id, int32_t sample, std::string error) {
+            self.loop().fail_sample(id, sample, std::move(error));
+          },
+          nb::arg("request_id"), nb::arg("sample_idx"), nb::arg("error"), nb::call_guard<nb::gil_scoped_release>())
       .def(
           "cancel", [](PyEngine& self, int64_t id) { self.loop().cancel(id); }, nb::arg("request_id"),
           nb::call_guard<nb::gil_scoped_release>())

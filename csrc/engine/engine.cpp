@@ -14,6 +14,11 @@ void require_positive(const char* name, int64_t value) {
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected at least 1");
 }
 
+// A constrained sequence is never sampled without the mask of just this position.
+bool is_mask_missing(const Sequence& sequence) {
+  return sequence.request->params.is_constrained && sequence.mask_position != num_output_tokens(sequence);
+}
+
 EngineOptions checked(const EngineOptions& options) {
   require_positive("vocab_size", options.vocab_size);
   require_positive("block_size", options.scheduler.block_size);
@@ -59,6 +64,11 @@ std::unique_ptr<Request> Engine::make_checked_request(int64_t id, std::span<cons
                                   std::to_string(options_.vocab_size - 1));
     }
   }
+  const auto num_words = static_cast<int64_t>(params.first_mask.size());
+  if (params.is_constrained && num_words != num_mask_words()) {
+    throw std::invalid_argument("the first mask of a constrained request has " + std::to_string(num_words) +
+                                " words, expected " + std::to_string(num_mask_words()));
+  }
   const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
   return make_request(id, prompt, std::move(params), total_len);
 }
@@ -87,29 +97,56 @@ int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams&
 }
 
 void Engine::add(std::unique_ptr<Request> request) {
+  is_stalled_ = false;
   scheduler_.add(*request);
   requests_.emplace(request->id, std::move(request));
 }
 
 void Engine::cancel(int64_t request_id) {
+  is_stalled_ = false;
   const auto found = requests_.find(request_id);
   if (found == requests_.end()) return;
   for (Sequence& sequence : found->second->samples) end_without_token(sequence, FinishReason::cancelled, {});
 }
 
 void Engine::cancel_sample(int64_t request_id, int32_t sample_idx) {
+  is_stalled_ = false;
+  Sequence* sequence = find_sample(request_id, sample_idx);
+  if (sequence != nullptr) end_without_token(*sequence, FinishReason::cancelled, {});
+}
+
+void Engine::fail_sample(int64_t request_id, int32_t sample_idx, const std::string& error) {
+  is_stalled_ = false;
+  Sequence* sequence = find_sample(request_id, sample_idx);
+  if (sequence != nullptr) end_without_token(*sequence, FinishReason::error, error);
+}
+
+void Engine::set_mask(int64_t request_id, int32_t sample_idx, int64_t position, std::vector<uint32_t> mask) {
+  is_stalled_ = false;
+  Sequence* sequence = find_sample(request_id, sample_idx);
+  if (sequence == nullptr || sequence->state == SequenceState::finished) return;
+  sequence->mask = std::move(mask);
+  sequence->mask_position = position;
+  sequence->is_waiting_for_mask = false;
+}
+
+Sequence* Engine::find_sample(int64_t request_id, int32_t sample_idx) {
   const auto found = requests_.find(request_id);
-  if (found == requests_.end()) return;
+  if (found == requests_.end()) return nullptr;
   auto& samples = found->second->samples;
-  if (sample_idx < 0 || static_cast<size_t>(sample_idx) >= samples.size()) return;
-  end_without_token(samples[static_cast<size_t>(sample_idx)], FinishReason::cancelled, {});
+  const bool exists = sample_idx >= 0 && static_cast<size_t>(sample_idx) < samples.size();
+  return exists ? &samples[static_cast<size_t>(sample_idx)] : nullptr;
 }
 
 bool Engine::begin_step() {
   forget_finished();
   if (!has_work()) return false;
   chunks_ = scheduler_.schedule();
-  if (chunks_.empty()) throw std::logic_error("scheduler: requests are open but none can run");
+  if (chunks_.empty()) {
+    is_stalled_ = scheduler_.is_waiting_for_masks();
+    if (is_stalled_) return false;
+    throw std::logic_error("scheduler: requests are open but none can run");
+  }
   build_batch();
   forward_error_.clear();
   try {
@@ -133,12 +170,22 @@ void Engine::finish_step() {
       end_without_token(sequence, FinishReason::error, forward_error_);
       continue;
     }
+    if (has_logits && is_mask_missing(sequence)) {
+      wait_for_mask(chunk);
+      continue;
+    }
     scheduler_.mark_computed(chunk);
     if (has_logits) sample_chunk(sequence, logits);
   }
   chunks_ = {};
   ++counters_.num_steps;
   forget_finished();
+}
+
+// The last row stays pending: it is computed again when the mask is there.
+void Engine::wait_for_mask(const Chunk& chunk) {
+  if (chunk.num_tokens > 1) scheduler_.mark_computed({chunk.sequence, chunk.num_tokens - 1, false});
+  chunk.sequence->is_waiting_for_mask = true;
 }
 
 void Engine::cancel_all() { end_all(FinishReason::cancelled, {}); }
@@ -198,6 +245,7 @@ void Engine::sample_chunk(Sequence& sequence, const float* logits) {
   input.num_prompt_tokens = request.num_prompt_tokens;
   input.params = &request.params;
   input.seed = request.params.seeds[static_cast<size_t>(sequence.sample_idx)];
+  if (request.params.is_constrained) input.allowed_bits = sequence.mask;
   sampler_.sample(input, sample_);
   if (!sample_.error.empty()) {
     end_without_token(

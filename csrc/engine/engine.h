@@ -81,6 +81,11 @@ class Engine {
   // Unknown and finished ones are ignored: a cancellation may always come too late.
   void cancel(int64_t request_id);
   void cancel_sample(int64_t request_id, int32_t sample_idx);
+  // Ends the sample with an error.
+  void fail_sample(int64_t request_id, int32_t sample_idx, const std::string& error);
+  // The mask of output token `position` of a constrained sample. A mask that is not awaited is ignored.
+  void set_mask(int64_t request_id, int32_t sample_idx, int64_t position, std::vector<uint32_t> mask);
+  int64_t num_mask_words() const { return (options_.vocab_size + 31) / 32; }
 
   // False: there was nothing to do, and finish_step must not be called.
   bool begin_step();
@@ -90,6 +95,8 @@ class Engine {
   void fail_all(const std::string& error);
 
   bool has_work() const { return scheduler_.has_work(); }
+  // Everything that runs waits for its mask; the next call of add, cancel or set_mask changes that.
+  bool is_stalled() const { return is_stalled_; }
   std::vector<TokenEvent>& events() { return events_; }  // of all steps since the caller last cleared it
   const Scheduler& scheduler() const { return scheduler_; }
   const EngineCounters& counters() const { return counters_; }
@@ -98,6 +105,8 @@ class Engine {
   int64_t total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const;
   void build_batch();
   void append_rows(const Chunk& chunk);
+  Sequence* find_sample(int64_t request_id, int32_t sample_idx);
+  void wait_for_mask(const Chunk& chunk);
   void sample_chunk(Sequence& sequence, const float* logits);
   void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
   void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
@@ -110,6 +119,7 @@ class Engine {
   Sampler sampler_;
   std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
   std::vector<int64_t> finished_ids_;  // requests to delete at the end of the step
+  bool is_stalled_ = false;
 
   // The step in flight.
   std::span<const Chunk> chunks_;

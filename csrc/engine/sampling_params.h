@@ -35,6 +35,12 @@ struct SamplingParams {
   std::vector<std::vector<int32_t>> stop_sequences;  // never empty ones
   bool ignore_eos = false;                           // disables eos_token_ids only
 
+  // Output follows a grammar: every token needs its mask (bit t%32 of word t/32: token t is allowed), and without it
+  // none is sampled. The mask of the first token comes with the request, those of the others through
+  // `Engine::set_mask`.
+  bool is_constrained = false;
+  std::vector<uint32_t> first_mask;
+
   std::vector<uint64_t> seeds;          // one per sample
   std::optional<int64_t> num_logprobs;  // none: no logprobs; N: the chosen token's and the N most likely tokens'
 

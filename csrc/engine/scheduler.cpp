@@ -52,7 +52,7 @@ void Scheduler::schedule_decodes() {
   // A preemption removes the last of `running_`, which is never one that already has a row.
   for (size_t idx = 0; idx < running_.size(); ++idx) {
     Sequence& sequence = *running_[idx];
-    if (sequence.num_pending() != 1 || !grow_for_decode(sequence)) continue;
+    if (sequence.num_pending() != 1 || sequence.is_waiting_for_mask || !grow_for_decode(sequence)) continue;
     schedule_chunk(sequence);
   }
 }
@@ -201,6 +201,10 @@ bool Scheduler::drop_youngest_held_prefix(const Request* keep) {
 void Scheduler::release_blocks(Sequence& sequence) {
   for (const int32_t block : sequence.blocks) pool_.release(block);
   sequence.blocks.clear();
+}
+
+bool Scheduler::is_waiting_for_masks() const {
+  return std::any_of(running_.begin(), running_.end(), [](const Sequence* s) { return s->is_waiting_for_mask; });
 }
 
 void Scheduler::remove_running(Sequence& sequence) { std::erase(running_, &sequence); }

@@ -7,8 +7,8 @@
 //   per running sequence
 //
 // Nothing overtakes the oldest waiting sequence, and the oldest running one is never preempted, so every request ends.
-// The one exception to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and
-// lets others pass.
+// Two exceptions to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and
+// lets others pass, and so does a constrained sample whose mask is not there yet.
 //
 // Samples of one request share the full blocks of the prompt by reference count; the block that holds the prompt's last
 // token is private, because its logits have to be computed and its free places belong to the answer.
@@ -53,6 +53,8 @@ class Scheduler {
   void finish(Sequence& sequence);
 
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
+  // Some running sequence steps aside until its mask is there.
+  bool is_waiting_for_masks() const;
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_unstarted_requests() const { return num_unstarted_requests_; }

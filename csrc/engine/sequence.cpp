@@ -22,6 +22,9 @@ std::unique_ptr<Request> make_request(int64_t id, std::span<const int32_t> promp
     sequence.sample_idx = static_cast<int32_t>(sample_idx);
     sequence.tokens.reserve(static_cast<size_t>(reserved));
     sequence.tokens.assign(prompt.begin(), prompt.end());
+    if (!request->params.is_constrained) continue;
+    sequence.mask = request->params.first_mask;
+    sequence.mask_position = 0;
   }
   return request;
 }

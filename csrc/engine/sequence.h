@@ -32,6 +32,12 @@ struct Sequence {
   int64_t num_cached = 0;       // prompt tokens taken from a sibling at the last admission
   std::vector<int32_t> blocks;  // block b holds tokens b·block_size …; this sequence owns one reference to each
 
+  // Of a constrained request: the mask of output token `mask_position`. A sequence whose mask comes after its logits
+  // steps aside until it is there; its last row is then computed again, which gives the same logits.
+  std::vector<uint32_t> mask;
+  int64_t mask_position = -1;
+  bool is_waiting_for_mask = false;
+
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_pending() const { return num_tokens() - num_computed; }
 };

@@ -55,13 +55,29 @@ int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params)
 
 void StepLoop::cancel(int64_t request_id) {
   const std::lock_guard lock(mailbox_mutex_);
-  cancellations_.push_back({request_id, std::nullopt});
+  cancellations_.push_back({request_id, std::nullopt, std::nullopt});
   mailbox_changed_.notify_one();
 }
 
 void StepLoop::cancel_sample(int64_t request_id, int32_t sample_idx) {
   const std::lock_guard lock(mailbox_mutex_);
-  cancellations_.push_back({request_id, sample_idx});
+  cancellations_.push_back({request_id, sample_idx, std::nullopt});
+  mailbox_changed_.notify_one();
+}
+
+void StepLoop::fail_sample(int64_t request_id, int32_t sample_idx, std::string error) {
+  const std::lock_guard lock(mailbox_mutex_);
+  cancellations_.push_back({request_id, sample_idx, std::move(error)});
+  mailbox_changed_.notify_one();
+}
+
+void StepLoop::set_mask(int64_t request_id, int32_t sample_idx, int64_t position, std::vector<uint32_t> mask) {
+  if (static_cast<int64_t>(mask.size()) != engine_.num_mask_words()) {
+    throw std::invalid_argument("the mask has " + std::to_string(mask.size()) + " words, expected " +
+                                std::to_string(engine_.num_mask_words()));
+  }
+  const std::lock_guard lock(mailbox_mutex_);
+  masks_.push_back({request_id, sample_idx, position, std::move(mask)});
   mailbox_changed_.notify_one();
 }
 
@@ -149,7 +165,8 @@ void StepLoop::run() {
 bool StepLoop::wait_for_work() {
   std::unique_lock lock(mailbox_mutex_);
   auto is_needed = [this] {
-    return is_stopping_ || engine_.has_work() || !new_requests_.empty() || !cancellations_.empty();
+    return is_stopping_ || (engine_.has_work() && !engine_.is_stalled()) || !new_requests_.empty() ||
+           !cancellations_.empty() || !masks_.empty();
   };
   if (!is_needed()) {
     heartbeat_ns_.store(0, std::memory_order_relaxed);
@@ -163,11 +180,17 @@ void StepLoop::read_mailbox() {
     const std::lock_guard lock(mailbox_mutex_);
     taken_requests_.swap(new_requests_);
     taken_cancellations_.swap(cancellations_);
+    taken_masks_.swap(masks_);
     num_unstarted_in_engine_ += static_cast<int64_t>(taken_requests_.size());
   }
   for (auto& request : taken_requests_) engine_.add(std::move(request));
+  for (Mask& mask : taken_masks_) {
+    engine_.set_mask(mask.request_id, mask.sample_idx, mask.position, std::move(mask.bits));
+  }
   for (const Cancellation& cancellation : taken_cancellations_) {
-    if (cancellation.sample_idx) {
+    if (cancellation.error) {
+      engine_.fail_sample(cancellation.request_id, cancellation.sample_idx.value_or(0), *cancellation.error);
+    } else if (cancellation.sample_idx) {
       engine_.cancel_sample(cancellation.request_id, *cancellation.sample_idx);
     } else {
       engine_.cancel(cancellation.request_id);
@@ -175,6 +198,7 @@ void StepLoop::read_mailbox() {
   }
   taken_requests_.clear();
   taken_cancellations_.clear();
+  taken_masks_.clear();
 }
 
 void StepLoop::publish() {

@@ -3,7 +3,8 @@
 //   submit, cancel ──▶ mailbox ──▶ Engine (step thread) ──▶ outbox + event fd ──▶ take_events
 //
 // The thread sleeps when nothing is open. The mailbox is read before each step and again between forward and sampling,
-// so a cancellation takes effect in the step that is running. Events reach the outbox once per step. The event fd is
+// so a cancellation takes effect in the step that is running, and the mask of a constrained sample may arrive while the
+// model runs. Events reach the outbox once per step. The event fd is
 // readable while the outbox holds events.
 #pragma once
 
@@ -56,6 +57,10 @@ class StepLoop {
   int64_t submit(std::span<const int32_t> prompt, SamplingParams params);
   void cancel(int64_t request_id);
   void cancel_sample(int64_t request_id, int32_t sample_idx);
+  void fail_sample(int64_t request_id, int32_t sample_idx, std::string error);
+  // The mask of the next token of a constrained sample, see `Engine::set_mask`. Throws std::invalid_argument unless it
+  // has one bit per token of the vocabulary, in 32-bit words.
+  void set_mask(int64_t request_id, int32_t sample_idx, int64_t position, std::vector<uint32_t> mask);
 
   void start();
   void close();  // takes no more requests; what runs goes on
@@ -80,6 +85,13 @@ class StepLoop {
   struct Cancellation {
     int64_t request_id;
     std::optional<int32_t> sample_idx;  // none: all
+    std::optional<std::string> error;   // the sample failed
+  };
+  struct Mask {
+    int64_t request_id;
+    int32_t sample_idx;
+    int64_t position;
+    std::vector<uint32_t> bits;
   };
 
   void run();
@@ -95,6 +107,7 @@ class StepLoop {
   std::condition_variable mailbox_changed_;
   std::vector<std::unique_ptr<Request>> new_requests_;
   std::vector<Cancellation> cancellations_;
+  std::vector<Mask> masks_;
   int64_t next_request_id_ = 1;
   int64_t num_unstarted_in_engine_ = 0;
   bool is_closed_ = false;
@@ -108,6 +121,7 @@ class StepLoop {
   std::atomic<int64_t> heartbeat_ns_{0};                  // 0: idle
   std::vector<std::unique_ptr<Request>> taken_requests_;  // the step thread's side of the mailbox
   std::vector<Cancellation> taken_cancellations_;
+  std::vector<Mask> taken_masks_;
   int64_t last_step_ns_ = 0;
   int64_t busy_ns_ = 0;
   std::thread thread_;
