@@ -9,6 +9,7 @@ An error has three parts: what happened (with the values), where (file, tensor, 
     ├── UnsupportedModel     cannot be traced or lowered: names the module, the op and the source line
     ├── OutputError          the artifact folder: not empty, disk full, not writable
     ├── SelfCheckFailed      the artifact disagrees with transformers
+    ├── QualityGateFailed    the quantized model is further from the model than its budget allows
     └── InternalError        3: a bug of ours
 """
 
@@ -62,6 +63,10 @@ class OutputError(FmoError):
 
 class SelfCheckFailed(FmoError):
     """The compiled artifact and transformers disagree; nothing is emitted."""
+
+
+class QualityGateFailed(FmoError):
+    """Quantization costs more than the budget allows, or its cost cannot be measured; nothing is emitted."""
 
 
 class InternalError(FmoError):

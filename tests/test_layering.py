@@ -19,9 +19,9 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "friendli_compile/frontend": ({"ir", "frontend", "errors"}, {"torch", "transformers"}),
     "friendli_compile/quantize": ({"ir", "quantize", "errors"}, {"torch"}),
     "friendli_compile/schedule": ({"ir", "schedule", "errors", "policy_db"}, set()),
-    "friendli_compile/plan": ({"ir", "plan", "schedule", "errors"}, set()),
+    "friendli_compile/plan": ({"ir", "plan", "quantize", "schedule", "errors"}, set()),
     "friendli_compile/codegen": ({"plan", "codegen", "errors"}, {"triton"}),
-    "friendli_compile/artifact": ({"plan", "artifact", "errors"}, set()),
+    "friendli_compile/artifact": ({"plan", "quantize", "artifact", "errors"}, set()),
     "runtime": ({"runtime"}, set()),
     "policy_db": ({"policy_db"}, set()),
 }

@@ -37,6 +37,7 @@ import numpy as np
 
 from ..ir.graph import Graph, Node, Value
 from ..ir.rewrite import Inputs, Replacement, Rewriter, rewrite_with, sorted_by_dependence, use_lists
+from ..ir.routers import router_linears
 
 
 def run(graph: Graph) -> Graph:
@@ -55,11 +56,13 @@ def run(graph: Graph) -> Graph:
 
 
 def _groups(graph: Graph) -> dict[Node, list[Node]]:
-    """For the first linear of each group: all of them. A weight that is read elsewhere too (tied embeddings) stays alone."""
+    """For the first linear of each group: all of them. A weight that is read elsewhere too (tied embeddings) stays alone, and so does a
+    router of experts, which keeps its precision when the others are quantized."""
     uses = use_lists(graph)
+    routers = router_linears(graph)
     by_input: dict[Value, list[Node]] = defaultdict(list)
     for node in graph.nodes:
-        if node.op == "nn.linear" and node.inputs[1] is not None and len(uses[node.inputs[1]]) == 1:
+        if node.op == "nn.linear" and node not in routers and node.inputs[1] is not None and len(uses[node.inputs[1]]) == 1:
             assert node.inputs[0] is not None
             by_input[node.inputs[0]].append(node)
     return {group[0]: group for group in by_input.values() if len(group) > 1}

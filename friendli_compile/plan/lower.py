@@ -153,7 +153,20 @@ class Lowering:
             x_view = self._reshaped(x_place, self._kernel_dims(x.dims)).view()
             out = self._reshaped(out, self._kernel_dims(node.output.dims))
         bias_view = None if bias is None else self._operand(bias, requirement("nn.linear", 2), node)
-        self._emit("nn.linear", [x_view, w_view, bias_view], [out.view()], {}, node)
+        self._emit("nn.linear", [x_view, w_view, bias_view], [out.view()], self._activation_attrs([w_view]), node)
+
+    def _experts(self, node: Node) -> None:
+        self._call(node, self._activation_attrs([self.weights.view(w, MATRIX, node) for w in node.inputs[3:5] if w is not None]))
+
+    def _activation_attrs(self, matrices: Sequence[View]) -> dict[str, Any]:
+        """How the activations of a call on quantized matrices are rounded (docs/quantized-weights.md); nothing for others."""
+        formats = [found for view in matrices if (found := self.weights.format_of(view)) is not None]
+        if not formats:
+            return {}
+        if len(formats) != len(matrices) or len({found.act_dtype for found in formats}) != 1:
+            raise InternalError(f"{[view.id for view in matrices]} are multiplied together and round activations differently")
+        groups = tuple(found.act_group for found in formats)
+        return {"act_dtype": formats[0].act_dtype, "act_group": groups[0] if len(groups) == 1 else groups}
 
     def _kernel_dims(self, dims: Dims) -> Dims:
         if len(dims) == 1:
@@ -176,15 +189,15 @@ class Lowering:
         self.kv_layers[kv_layer] = KvLayer(int(k.dims[1]), int(k.dims[2]), int(v.dims[2]))
         self._call(node)
 
-    def _call(self, node: Node) -> None:
-        """Any op that has a kernel of the same name."""
+    def _call(self, node: Node, more_attrs: Mapping[str, Any] | None = None) -> None:
+        """Any op that has a kernel of the same name; `more_attrs`: what the plan adds to the attributes of the op."""
         if node.op not in OPERANDS:
             why = f"'{node.op}' has no kernel"
             raise UnsupportedModel(why, module=node.source.module, op=node.source.aten_op or node.op, source_line=node.source.location)
         inputs = [None if x is None else self._operand(x, requirement(node.op, i), node) for i, x in enumerate(node.inputs)]
         outputs = [self._new_buffer(output, node).view() for output in node.outputs]
         implied = IMPLIED_ATTRS.get(node.op, ())
-        attrs = {name: value for name, value in node.attrs.items() if name not in implied}
+        attrs = {name: value for name, value in node.attrs.items() if name not in implied} | dict(more_attrs or {})
         if "dim" in attrs:
             rank = len(node.inputs[0].dims if node.inputs and node.inputs[0] is not None else node.outputs[0].dims)
             attrs["dim"] = int(attrs["dim"]) % rank  # type: ignore[arg-type]
@@ -291,4 +304,5 @@ _HANDLERS: dict[str, Callable[[Lowering, Node], None]] = {
     "ew.program": Lowering._fused_program,
     "nn.linear": Lowering._linear,
     "attn.paged": Lowering._attention,
+    "moe.experts": Lowering._experts,
 }

@@ -6,9 +6,12 @@ says how each is computed from the checkpoint (ADR 2). `Plan.to_json()` is the p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from ..quantize.schemes import Format
 
 if TYPE_CHECKING:
     from .expression import Expression
@@ -18,8 +21,11 @@ ROW_DIMS = ("num_tokens", "num_logits")  # each has an arena whose size grows wi
 FIXED_ARENA = "fixed"
 ALIGNMENT = 64  # bytes: a cache line; also the widest vector register we foresee
 PANEL_ROWS = 16  # output rows per panel of a packed linear weight
+BLOCK_ROWS = 8  # output rows per block of a quantized weight
+LANE_BYTES = 4  # of one row in a block: 4 codes of 8 bits, or 8 of 4
 
-ITEM_BYTES = {"f32": 4, "i32": 4, "bf16": 2, "bool": 1}
+ITEM_BYTES = {"f32": 4, "i32": 4, "bf16": 2, "bool": 1, "f16": 2, "u8": 1}
+SCALE_STORAGE = {"f32": "f32", "f16": "f16", "e8m0": "u8"}
 
 Dims = tuple[int | str, ...]
 
@@ -78,38 +84,67 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightSpec:
-    """One packed weight. `dims` are the logical dims, before padding to panels."""
+class StoredTensor:
+    """One tensor of a weight file."""
 
     name: str
-    dtype: str
-    layout: str  # "row_major" or "panel16"
+    dtype: str  # one of ITEM_BYTES
     dims: tuple[int, ...]
-    expression: Expression
-
-    @property
-    def packed_dims(self) -> tuple[int, ...]:
-        """The dims as stored."""
-        if self.layout == "row_major":
-            return self.dims
-        *lead, num_rows, num_columns = self.dims
-        return (*lead, -(-num_rows // PANEL_ROWS), num_columns, PANEL_ROWS)
 
     @property
     def num_bytes(self) -> int:
-        num_bytes = ITEM_BYTES[self.dtype]
-        for dim in self.packed_dims:
-            num_bytes *= dim
-        return num_bytes
+        return ITEM_BYTES[self.dtype] * math.prod(self.dims)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """One packed weight. `dims` are the logical dims, before padding to panels or blocks; `format` of a quantized one (layout block8)."""
+
+    name: str
+    dtype: str
+    layout: str  # "row_major", "panel16" or "block8"
+    dims: tuple[int, ...]
+    expression: Expression
+    format: Format | None = None
+
+    @property
+    def packed_dims(self) -> tuple[int, ...]:
+        """The dims of the tensor NAME as stored; of a quantized weight: of its codes."""
+        if self.layout == "row_major":
+            return self.dims
+        *lead, num_rows, num_columns = self.dims
+        if self.format is not None:
+            lane_columns = LANE_BYTES * 8 // self.format.bits
+            return (*lead, -(-num_rows // BLOCK_ROWS), num_columns // lane_columns, BLOCK_ROWS, LANE_BYTES)
+        return (*lead, -(-num_rows // PANEL_ROWS), num_columns, PANEL_ROWS)
+
+    @property
+    def scale_dims(self) -> tuple[int, ...]:
+        """The dims of the scales (and zeros) as stored."""
+        assert self.format is not None
+        *lead, num_rows, num_columns = self.dims
+        return (*lead, -(-num_rows // BLOCK_ROWS), num_columns // self.format.group, BLOCK_ROWS)
+
+    @property
+    def tensors(self) -> tuple[StoredTensor, ...]:
+        """What the weight files hold of it, in order."""
+        if self.format is None:
+            return (StoredTensor(self.name, self.dtype, self.packed_dims),)
+        stored = [StoredTensor(self.name, "u8", self.packed_dims)]
+        stored.append(StoredTensor(f"{self.name}.scales", SCALE_STORAGE[self.format.scale_dtype], self.scale_dims))
+        if self.format.has_zeros:
+            stored.append(StoredTensor(f"{self.name}.zeros", "u8", self.scale_dims))
+        return tuple(stored)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors)
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "dtype": self.dtype,
-            "layout": self.layout,
-            "dims": list(self.dims),
-            "expr": str(self.expression),
-            "params": [param.name for param in self.expression.params],
-        }
+        entry: dict[str, Any] = {"dtype": self.dtype, "layout": self.layout, "dims": list(self.dims)}
+        if self.format is not None:
+            entry |= {"group": self.format.group, "scale_dtype": self.format.scale_dtype}
+        return entry | {"expr": str(self.expression), "params": [param.name for param in self.expression.params]}
 
 
 @dataclass(frozen=True, slots=True)

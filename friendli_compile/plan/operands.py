@@ -3,8 +3,8 @@
 rows     last stride 1 (or a last dim of 1), any other strides, 0 included
 any      any strides
 dense    row-major without gaps inside a row
-matrix   a static weight, packed panel16 in the storage dtype
-table    a static weight in the storage dtype: row_major, or the panel16 of the linear layer that shares it
+matrix   a static weight, packed panel16 in the storage dtype, or block8 where it is quantized
+table    a static weight in the storage dtype: row_major, or the panel16 of the linear layer that shares it; block8 where it is quantized
 vector   f32; a static weight (row_major) or computed
 """
 

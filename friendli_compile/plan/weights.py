@@ -1,8 +1,9 @@
 """The weight table: which static values become packed weights, in which layout and dtype, under which name.
 
 A static value is packed once per (layout, dtype) that its consumers ask for. Matrices of linear layers and experts, and embedding tables,
-are stored as the storage dtype says; everything else is float32. A matrix that is computed from parameters, not merely moved, stays
-float32: rounding would not commute with the arithmetic, and the self-check compares with exactly rounded parameters.
+are stored as the storage dtype says, or in the quantized format that they are assigned by name; everything else is float32. A matrix that
+is computed from parameters, not merely moved, stays float32: rounding would not commute with the arithmetic, and the self-check compares
+with exactly rounded parameters.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..errors import UnsupportedModel
+from ..errors import InternalError, UnsupportedModel
 from ..ir.graph import Graph, Node, Value
+from ..quantize.schemes import Format
 from .expression import Expression, expression_of, find_static_values, readable_name
 from .model import View, WeightSpec
 from .operands import MATRIX, TABLE, VECTOR
@@ -22,10 +24,11 @@ from .views import contiguous_strides
 class WeightTable:
     """Collects the weights that calls ask for."""
 
-    def __init__(self, graph: Graph, storage_dtype: str) -> None:
+    def __init__(self, graph: Graph, storage_dtype: str, formats: Mapping[str, Format] | None = None) -> None:
         self._producers = graph.producers()
         self._constants = graph.constants
         self._storage_dtype = storage_dtype
+        self._formats = dict(formats or {})
         self._static = find_static_values(graph)
         self._linear_weights = {node.inputs[1] for node in graph.nodes if node.op == "nn.linear"}
         self._specs: dict[tuple[Value, str, str], WeightSpec] = {}
@@ -63,8 +66,17 @@ class WeightTable:
         if requirement in (MATRIX, TABLE) and dtype == "f32" and expression.is_exact:
             dtype = self._storage_dtype
         spec = self._specs.get((value, layout, dtype)) or self._add(value, layout, dtype, expression)
-        strides = contiguous_strides(value.dims) if layout == "row_major" else None
-        return View("weight", spec.name, dtype, value.dims, strides)
+        strides = contiguous_strides(value.dims) if spec.layout == "row_major" else None
+        return View("weight", spec.name, spec.dtype, value.dims, strides)
+
+    def format_of(self, view: View) -> Format | None:
+        """The format of the quantized weight behind a view; None for any other view."""
+        return self._formats.get(str(view.id)) if view.space == "weight" else None
+
+    def require_all_formats_used(self) -> None:
+        """Raises InternalError when a format was given for a weight that the plan does not have: it would stay unquantized in silence."""
+        if missing := sorted(set(self._formats) - self._names):
+            raise InternalError(f"formats were given for weights that the plan does not have: {missing}")
 
     def row_major(self, value: Value, node: Node) -> View:
         """A plain view of `value`, as any kernel can read it."""
@@ -82,5 +94,10 @@ class WeightTable:
             name, number = f"{base}~{number}", number + 1
         self._names.add(name)
         dims = tuple(int(dim) for dim in value.dims)
-        spec = self._specs[(value, layout, dtype)] = WeightSpec(name, dtype, layout, dims, expression)
+        format_ = self._formats.get(name)
+        if format_ is not None:
+            spec = WeightSpec(name, format_.dtype, "block8", dims, expression, format_)
+        else:
+            spec = WeightSpec(name, dtype, layout, dims, expression)
+        self._specs[(value, layout, dtype)] = spec
         return spec
