@@ -17,6 +17,7 @@ class Executor:
         num_blocks: int = 256,
         kv_dtype: str = "f32",
         isa: str = "auto",
+        quantize_activations: bool = True,
     ) -> None: ...
     def forward(
         self,

@@ -23,11 +23,13 @@ def load_executor(
     num_blocks: int = 256,
     kv_dtype: str | None = None,
     isa: str = "auto",
+    quantize_activations: bool = True,
 ) -> Executor:
     """Binds the plan of an artifact.
 
     num_threads: 0 takes as many as the process may use. max_num_tokens, max_num_logits: rows of the largest step.
     num_blocks: KV blocks of 16 tokens. kv_dtype: f32 or bf16, None takes the artifact's. isa: auto, scalar or avx2.
+    quantize_activations: False computes with activations as they are, whatever the plan says of quantized weights.
     Raises CorruptArtifact when the plan and the weights do not fit together, ConfigError for an option out of range.
     """
     weights = {name: (str(place.path), place.offset, place.num_bytes) for name, place in artifact.weights.items()}
@@ -41,6 +43,7 @@ def load_executor(
             num_blocks=num_blocks,
             kv_dtype=artifact.kv_dtype if kv_dtype is None else kv_dtype,
             isa=isa,
+            quantize_activations=quantize_activations,
         )
     except RuntimeError as error:
         raise _in_three_parts(error, str(artifact.folder)) from None

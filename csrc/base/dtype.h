@@ -1,4 +1,4 @@
-// Element types, and the rounding between f32 and the 16-bit storage types.
+// Element types, and the conversions between f32 and the narrower storage types.
 #pragma once
 
 #include <bit>
@@ -11,8 +11,13 @@
 
 namespace fmo {
 
-enum class DType : uint8_t { f32, i32, boolean, bf16, f16 };
+// From i4 on: codes of quantized weights (docs/quantized-weights.md), and e8m0 for their scales. i8 also holds KV.
+enum class DType : uint8_t { f32, i32, boolean, bf16, f16, i4, u4, e2m1, i7, i8, e4m3, e8m0 };
 
+inline bool is_weight_code(DType dtype) { return dtype >= DType::i4; }
+inline bool is_nibble(DType dtype) { return dtype == DType::i4 || dtype == DType::u4 || dtype == DType::e2m1; }
+
+// Of one element; 0 for nibbles, of which two share a byte.
 inline constexpr int64_t dtype_bytes(DType dtype) {
   switch (dtype) {
     case DType::f32:
@@ -22,7 +27,15 @@ inline constexpr int64_t dtype_bytes(DType dtype) {
     case DType::f16:
       return 2;
     case DType::boolean:
+    case DType::i7:
+    case DType::i8:
+    case DType::e4m3:
+    case DType::e8m0:
       return 1;
+    case DType::i4:
+    case DType::u4:
+    case DType::e2m1:
+      return 0;
   }
   return 0;
 }
@@ -39,15 +52,32 @@ inline const char* dtype_name(DType dtype) {
       return "bf16";
     case DType::f16:
       return "f16";
+    case DType::i4:
+      return "i4";
+    case DType::u4:
+      return "u4";
+    case DType::e2m1:
+      return "e2m1";
+    case DType::i7:
+      return "i7";
+    case DType::i8:
+      return "i8";
+    case DType::e4m3:
+      return "e4m3";
+    case DType::e8m0:
+      return "e8m0";
   }
   return "?";
 }
 
 inline DType parse_dtype(std::string_view name, const std::string& where) {
-  for (DType dtype : {DType::f32, DType::i32, DType::boolean, DType::bf16, DType::f16}) {
+  std::string known;
+  for (int i = 0; i <= static_cast<int>(DType::e8m0); ++i) {
+    const DType dtype = static_cast<DType>(i);
     if (name == dtype_name(dtype)) return dtype;
+    known += (i == 0 ? "" : ", ") + std::string(dtype_name(dtype));
   }
-  throw PlanError("dtype '" + std::string(name) + "' is none of f32, i32, bool, bf16, f16", where);
+  throw PlanError("dtype '" + std::string(name) + "' is none of " + known, where);
 }
 
 using bf16_t = uint16_t;
@@ -72,6 +102,21 @@ inline float f16_to_f32(f16_t value) {
   }
   const uint32_t wide_exponent = exponent == 0x1fu ? 0xffu : exponent + 112u;
   return std::bit_cast<float>(sign | (wide_exponent << 23) | (mantissa << 13));
+}
+
+// float8_e4m3fn: 1 sign, 4 exponent (bias 7), 3 mantissa bits; no infinities, 0x7f and 0xff are NaN.
+inline float e4m3_to_f32(uint8_t code) {
+  const uint32_t sign = static_cast<uint32_t>(code & 0x80u) << 24, exponent = (code >> 3) & 0xfu, mantissa = code & 7u;
+  if ((code & 0x7fu) == 0x7fu) return std::bit_cast<float>(sign | 0x7fc00000u);
+  if (exponent == 0)
+    return std::bit_cast<float>(std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-9f) | sign);
+  return std::bit_cast<float>(sign | ((exponent + 120u) << 23) | (mantissa << 20));
+}
+
+// A power of two: 2^(code − 127); 255 is NaN.
+inline float e8m0_to_f32(uint8_t code) {
+  if (code == 0) return 0x1p-127f;
+  return std::bit_cast<float>(code == 255 ? 0x7fc00000u : static_cast<uint32_t>(code) << 23);
 }
 
 }  // namespace fmo

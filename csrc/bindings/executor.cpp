@@ -36,7 +36,8 @@ int32_t to_i32(size_t value) {
 }
 
 void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads, int64_t max_num_tokens,
-               int64_t max_num_logits, int64_t num_blocks, const std::string& kv_dtype, const std::string& isa) {
+               int64_t max_num_logits, int64_t num_blocks, const std::string& kv_dtype, const std::string& isa,
+               bool quantize_activations) {
   const PlanSpec spec = read_plan(plan, weights);
   ExecutorOptions options;
   options.num_threads = num_threads;
@@ -45,6 +46,7 @@ void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads,
   options.num_blocks = num_blocks;
   options.kv_dtype = parse_dtype(kv_dtype, "the argument kv_dtype");
   options.isa = isa;
+  options.quantize_activations = quantize_activations;
   const nb::gil_scoped_release no_gil;
   new (self) Executor(spec, options);
 }
@@ -116,7 +118,7 @@ void bind_executor(nb::module_& m) {
                        "with what, where and what to do.")
       .def("__init__", &construct, nb::arg("plan"), nb::arg("weights"), nb::arg("num_threads") = 0,
            nb::arg("max_num_tokens") = 512, nb::arg("max_num_logits") = 64, nb::arg("num_blocks") = 256,
-           nb::arg("kv_dtype") = "f32", nb::arg("isa") = "auto")
+           nb::arg("kv_dtype") = "f32", nb::arg("isa") = "auto", nb::arg("quantize_activations") = true)
       .def("forward", &forward, nb::arg("input_ids"), nb::arg("position_ids"), nb::arg("cu_seqlens"),
            nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
            "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, vocab_size]. One call at a "

@@ -157,22 +157,47 @@ CallSpec read_call(nb::handle value, const std::string& where_call) {
   return call;
 }
 
-WeightSpec read_weight(nb::handle value, nb::handle location, const std::string& where) {
-  WeightSpec spec;
-  spec.dtype = parse_dtype(to_string(member(value, "dtype", where), where), where);
-  const std::string layout = to_string(member(value, "layout", where), where);
-  if (layout != "row_major" && layout != "panel16")
-    throw PlanError("the layout '" + layout + "' is neither row_major nor panel16", where);
-  spec.layout = layout == "panel16" ? Layout::panel16 : Layout::row_major;
-  spec.dims = to_ints(member(value, "dims", where), where);
+FilePlace read_place(nb::handle location, const std::string& where) {
+  FilePlace place;
   std::vector<nb::object> items;
   for_each_item(location, where, [&](nb::handle item) { items.push_back(nb::borrow(item)); });
   if (items.size() != 3)
     throw PlanError("a weight is at (path, offset, number of bytes), not " + shown(location), where);
-  spec.path = nb::cast<std::string>(nb::str(items[0]));
-  spec.file_offset = to_int(items[1], where);
-  spec.num_bytes = to_int(items[2], where);
-  if (spec.file_offset < 0 || spec.num_bytes < 0) throw PlanError("a negative offset or size", where);
+  place.path = nb::cast<std::string>(nb::str(items[0]));
+  place.offset = to_int(items[1], where);
+  place.num_bytes = to_int(items[2], where);
+  if (place.offset < 0 || place.num_bytes < 0) throw PlanError("a negative offset or size", where);
+  return place;
+}
+
+FilePlace find_place(nb::dict places, const std::string& name, const std::string& where) {
+  if (!places.contains(name.c_str())) throw PlanError("no file holds the tensor '" + name + "'", where);
+  return read_place(places[name.c_str()], where);
+}
+
+Layout parse_layout(const std::string& name, const std::string& where) {
+  if (name == "row_major") return Layout::row_major;
+  if (name == "panel16") return Layout::panel16;
+  if (name == "block8") return Layout::block8;
+  throw PlanError("the layout '" + name + "' is none of row_major, panel16, block8", where);
+}
+
+WeightSpec read_weight(nb::handle value, nb::dict places, const std::string& name, const std::string& where) {
+  WeightSpec spec;
+  spec.dtype = parse_dtype(to_string(member(value, "dtype", where), where), where);
+  spec.layout = parse_layout(to_string(member(value, "layout", where), where), where);
+  spec.dims = to_ints(member(value, "dims", where), where);
+  spec.place = find_place(places, name, where);
+  if (is_weight_code(spec.dtype) != (spec.layout == Layout::block8))
+    throw PlanError(std::string("the layout block8 and the dtype ") + dtype_name(spec.dtype) + " do not go together",
+                    where);
+  if (spec.layout != Layout::block8) return spec;
+  QuantSpec quant;
+  quant.group = to_int(member(value, "group", where), where);
+  quant.scale_dtype = parse_dtype(to_string(member(value, "scale_dtype", where), where), where);
+  quant.scales = find_place(places, name + ".scales", where);
+  if (spec.dtype == DType::u4) quant.zeros = find_place(places, name + ".zeros", where);
+  spec.quant = quant;
   return spec;
 }
 
@@ -211,8 +236,7 @@ PlanSpec read_plan(nb::dict plan, nb::dict weights) {
   if (!nb::isinstance<nb::dict>(table)) throw PlanError("weights is not an object", where);
   for (auto [key, value] : nb::cast<nb::dict>(table)) {
     const std::string name = to_string(key, "plan.json, weights"), where_weight = "plan.json, weight '" + name + "'";
-    if (!weights.contains(key)) throw PlanError("no file holds the weight", where_weight);
-    spec.weights.emplace(name, read_weight(value, weights[key], where_weight));
+    spec.weights.emplace(name, read_weight(value, weights, name, where_weight));
   }
   for_each_item(member(plan, "calls", where), "plan.json, calls", [&](nb::handle value) {
     spec.calls.push_back(read_call(value, "plan.json, call " + std::to_string(spec.calls.size())));

@@ -95,31 +95,62 @@ const float* Binder::vector(size_t index, int64_t length) {
   return x->as<float>();
 }
 
-bool Binder::is_panel16(size_t index) const {
+bool Binder::has_layout(size_t index, Layout layout) const {
   const ViewSpec& view = input_spec(index);
-  return view.space == ViewSpec::Space::weight && storage_.weight_spec(view.name, where_).layout == Layout::panel16;
+  return view.space == ViewSpec::Space::weight && storage_.weight_spec(view.name, where_).layout == layout;
 }
 
-PanelWeight Binder::panels(size_t index, int rank, int64_t* num_experts, int64_t* expert_bytes) {
+bool Binder::is_panel16(size_t index) const { return has_layout(index, Layout::panel16); }
+bool Binder::is_block8(size_t index) const { return has_layout(index, Layout::block8); }
+
+// The spec of a packed weight that the view names as a whole.
+const WeightSpec& Binder::packed_spec(size_t index, int rank, Layout layout, const char* layout_name) const {
   const ViewSpec& view = input_spec(index);
   const std::string name = "input " + std::to_string(index);
-  require(is_panel16(index), name + " must be a weight in the layout panel16");
+  require(has_layout(index, layout), name + " must be a weight in the layout " + layout_name);
   const WeightSpec& spec = storage_.weight_spec(view.name, where_);
   require(static_cast<int>(spec.dims.size()) == rank, name + ", weight '" + view.name + "', has " +
                                                           std::to_string(spec.dims.size()) + " dims, expected " +
                                                           std::to_string(rank));
-  require(!view.strides.has_value() && view.offset == 0, name + ": a panel16 weight takes no strides or offset");
+  require(!view.strides.has_value() && view.offset == 0,
+          name + ": a " + layout_name + " weight takes no strides or offset");
+  require(view.dtype == spec.dtype, name + ": the view is " + dtype_name(view.dtype) + ", the weight '" + view.name +
+                                        "' is " + dtype_name(spec.dtype));
   for (size_t axis = 0; axis < view.dims.size(); ++axis) {
     const bool same = view.dims.size() == spec.dims.size() && view.dims[axis].row_dim == RowDim::none &&
                       view.dims[axis].size == spec.dims[axis];
     require(same, name + ": the dims of the view differ from those of the weight '" + view.name + "'");
   }
-  PanelWeight w{storage_.weight_data(view.name), spec.dtype, spec.dims[spec.dims.size() - 2], spec.dims.back()};
+  return spec;
+}
+
+PanelWeight Binder::panels(size_t index, int rank, int64_t* num_experts, int64_t* expert_bytes) {
+  const WeightSpec& spec = packed_spec(index, rank, Layout::panel16, "panel16");
+  const char* data = storage_.weight_pointers_of(input_spec(index).name).data;
+  PanelWeight w{data, spec.dtype, spec.dims[spec.dims.size() - 2], spec.dims.back()};
   if (rank == 3) {
     *num_experts = spec.dims[0];
     *expert_bytes = w.num_panels() * w.panel_bytes();
   }
-  weight_bytes_ += spec.num_bytes;
+  weight_bytes_ += spec.place.num_bytes;
+  return w;
+}
+
+QuantWeight Binder::quant_weight(size_t index, int rank, int64_t* num_experts) {
+  const WeightSpec& spec = packed_spec(index, rank, Layout::block8, "block8");
+  const WeightPointers& pointers = storage_.weight_pointers_of(input_spec(index).name);
+  QuantWeight w;
+  w.codes = reinterpret_cast<const uint8_t*>(pointers.data);
+  w.scales = pointers.scales;
+  w.zeros = reinterpret_cast<const uint8_t*>(pointers.zeros);
+  w.dtype = spec.dtype;
+  w.scale_dtype = spec.quant->scale_dtype;
+  w.group = spec.quant->group;
+  w.N = spec.dims[spec.dims.size() - 2];
+  w.K = spec.dims.back();
+  if (rank == 3) *num_experts = spec.dims[0];
+  weight_bytes_ += spec.place.num_bytes + spec.quant->scales.num_bytes;
+  if (spec.quant->zeros.has_value()) weight_bytes_ += spec.quant->zeros->num_bytes;
   return w;
 }
 
@@ -162,6 +193,18 @@ std::string Binder::string_attr(const std::string& name) const {
   require(attr != nullptr && std::holds_alternative<std::string>(*attr),
           "the attribute '" + name + "' must be a string");
   return std::get<std::string>(*attr);
+}
+
+bool Binder::is_list_attr(const std::string& name) const {
+  const Attr* attr = find_attr(name);
+  return attr != nullptr && std::holds_alternative<std::vector<int64_t>>(*attr);
+}
+
+std::vector<int64_t> Binder::ints_attr(const std::string& name) const {
+  const Attr* attr = find_attr(name);
+  require(attr != nullptr && std::holds_alternative<std::vector<int64_t>>(*attr),
+          "the attribute '" + name + "' must be a list of integers");
+  return std::get<std::vector<int64_t>>(*attr);
 }
 
 int Binder::axis_attr(const std::string& name, int rank) const {

@@ -15,6 +15,7 @@
 #include "executor/tensor.h"
 #include "kernels/attention/attention.h"
 #include "kernels/linear/linear.h"
+#include "kernels/qlinear/qlinear.h"
 
 namespace fmo {
 
@@ -26,13 +27,21 @@ struct BoundOp {
   Runner run;
 };
 
+// The tensors of a weight; scales and zeros of block8 only.
+struct WeightPointers {
+  const char* data = nullptr;
+  const char* scales = nullptr;
+  const char* zeros = nullptr;
+};
+
 // Where operands live; owned by the executor.
 class Storage {
  public:
   virtual ~Storage() = default;
   virtual Tensor resolve(const ViewSpec& view, const std::string& where, bool keep_16_bit) = 0;
   virtual const WeightSpec& weight_spec(const std::string& name, const std::string& where) const = 0;
-  virtual const char* weight_data(const std::string& name) const = 0;
+  virtual const WeightPointers& weight_pointers_of(const std::string& name) const = 0;
+  virtual bool quantize_activations() const = 0;
   virtual int64_t max_rows(RowDim row_dim) const = 0;
   virtual int64_t num_kv_layers() const = 0;
   virtual const KvLayer& kv_layer(int64_t index) const = 0;
@@ -69,6 +78,10 @@ class Binder {
   // A panel16 weight with `rank` dims (3: experts first). `expert_bytes` is the distance between experts.
   PanelWeight panels(size_t index, int rank, int64_t* num_experts = nullptr, int64_t* expert_bytes = nullptr);
 
+  // A block8 weight with `rank` dims (3: experts first, see QuantWeight::expert).
+  bool is_block8(size_t index) const;
+  QuantWeight quant_weight(size_t index, int rank, int64_t* num_experts = nullptr);
+
   // Attributes. The forms with a default take an absent attribute; kinds must match (an integer serves as a float).
   int64_t int_attr(const std::string& name) const;
   int64_t int_attr(const std::string& name, int64_t fallback) const;
@@ -76,6 +89,9 @@ class Binder {
   double float_attr(const std::string& name, double fallback) const;
   bool bool_attr(const std::string& name, bool fallback) const;
   std::string string_attr(const std::string& name) const;
+  std::vector<int64_t> ints_attr(const std::string& name) const;
+  bool has_attr(const std::string& name) const { return find_attr(name) != nullptr; }
+  bool is_list_attr(const std::string& name) const;
   int axis_attr(const std::string& name, int rank) const;  // negative axes count from the end
   void require_all_attrs_read() const;  // an attribute that no kernel looks at would be silently wrong
 
@@ -95,6 +111,8 @@ class Binder {
  private:
   const Tensor* keep(const ViewSpec& view, const std::string& name, const DType* dtype, int rank, bool keep_16_bit);
   const ViewSpec& input_spec(size_t index) const;
+  bool has_layout(size_t index, Layout layout) const;
+  const WeightSpec& packed_spec(size_t index, int rank, Layout layout, const char* layout_name) const;
   const Attr* find_attr(const std::string& name) const;
 
   const CallSpec& call_;

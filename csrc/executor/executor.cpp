@@ -12,6 +12,7 @@
 #include "device/cpu/thread_pool.h"
 #include "executor/binder.h"
 #include "executor/ops.h"
+#include "executor/weight_memory.h"
 
 namespace fmo {
 namespace {
@@ -28,23 +29,6 @@ const char* arena_name(size_t arena) {
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
-}
-
-int64_t expected_weight_bytes(const WeightSpec& spec, const std::string& where) {
-  int64_t count = 1;
-  for (int64_t dim : spec.dims) count = checked_mul(count, dim);
-  if (spec.layout == Layout::panel16) {
-    const size_t rank = spec.dims.size();
-    if (rank != 2 && rank != 3)
-      throw PlanError("a panel16 weight has " + std::to_string(rank) + " dims, expected 2 or 3", where);
-    if (spec.dtype != DType::f32 && spec.dtype != DType::bf16) {
-      throw PlanError(std::string("a panel16 weight is ") + dtype_name(spec.dtype) + ", expected f32 or bf16", where);
-    }
-    const int64_t lead = rank == 3 ? spec.dims[0] : 1;
-    const int64_t padded = checked_mul(ceil_div(spec.dims[rank - 2], kPanelRows), kPanelRows);
-    count = checked_mul(checked_mul(lead, padded), spec.dims[rank - 1]);
-  }
-  return checked_mul(count, dtype_bytes(spec.dtype));
 }
 
 // Row-major strides; a row dim can only come first.
@@ -82,7 +66,8 @@ struct Executor::Impl final : Storage {
 
   Tensor resolve(const ViewSpec& view, const std::string& where, bool keep_16_bit) override;
   const WeightSpec& weight_spec(const std::string& name, const std::string& where) const override;
-  const char* weight_data(const std::string& name) const override { return weight_pointers.at(name); }
+  const WeightPointers& weight_pointers_of(const std::string& name) const override { return weight_pointers.at(name); }
+  bool quantize_activations() const override { return options.quantize_activations; }
   int64_t max_rows(RowDim row_dim) const override {
     if (row_dim == RowDim::none) return 1;
     return row_dim == RowDim::num_tokens ? options.max_num_tokens : options.max_num_logits;
@@ -92,6 +77,7 @@ struct Executor::Impl final : Storage {
 
   void check_options() const;
   void map_weights();
+  const char* map_tensor(const std::string& name, const FilePlace& place, int64_t expected_bytes);
   void place_arenas();
   void place_kv();
   void bind_calls();
@@ -111,7 +97,8 @@ struct Executor::Impl final : Storage {
   Isa isa;
   ThreadPool pool;
   std::map<std::string, MappedFile> files;
-  std::map<std::string, const char*> weight_pointers;
+  std::map<std::string, WeightPointers> weight_pointers;
+  int64_t mapped_bytes = 0;
   std::map<std::string, PageBuffer> widened_weights;
   std::array<PageBuffer, 3> arenas;
   PageBuffer kv_memory;
@@ -158,26 +145,35 @@ void Executor::Impl::check_options() const {
   if (plan.vocab_size < 1) throw PlanError("vocab_size is " + std::to_string(plan.vocab_size), "plan.json");
 }
 
+const char* Executor::Impl::map_tensor(const std::string& name, const FilePlace& place, int64_t expected_bytes) {
+  const std::string where = "weight '" + name + "', " + place.path;
+  auto file = files.find(place.path);
+  if (file == files.end()) file = files.emplace(place.path, MappedFile(place.path)).first;
+  if (place.num_bytes != expected_bytes) {
+    throw PlanError("the weight has " + std::to_string(place.num_bytes) + " bytes, its dims and layout need " +
+                        std::to_string(expected_bytes),
+                    where);
+  }
+  if (checked_add(place.offset, place.num_bytes) > file->second.size()) {
+    throw Error("the weight ends at byte " + std::to_string(place.offset + place.num_bytes) + " of a file of " +
+                    std::to_string(file->second.size()),
+                where, "the file is truncated: copy or compile the artifact again");
+  }
+  if (place.offset % kAlignment != 0)
+    throw PlanError("the weight starts at byte " + std::to_string(place.offset) + ", which is not a multiple of 64",
+                    where);
+  mapped_bytes += place.num_bytes;
+  return file->second.data() + place.offset;
+}
+
 void Executor::Impl::map_weights() {
   for (const auto& [name, spec] : plan.weights) {
-    const std::string where = "weight '" + name + "', " + spec.path;
-    auto file = files.find(spec.path);
-    if (file == files.end()) file = files.emplace(spec.path, MappedFile(spec.path)).first;
-    const int64_t expected = expected_weight_bytes(spec, where);
-    if (spec.num_bytes != expected) {
-      throw PlanError("the weight has " + std::to_string(spec.num_bytes) + " bytes, its dims and layout need " +
-                          std::to_string(expected),
-                      where);
-    }
-    if (checked_add(spec.file_offset, spec.num_bytes) > file->second.size()) {
-      throw Error("the weight ends at byte " + std::to_string(spec.file_offset + spec.num_bytes) + " of a file of " +
-                      std::to_string(file->second.size()),
-                  where, "the file is truncated: copy or compile the artifact again");
-    }
-    if (spec.file_offset % kAlignment != 0)
-      throw PlanError(
-          "the weight starts at byte " + std::to_string(spec.file_offset) + ", which is not a multiple of 64", where);
-    weight_pointers[name] = file->second.data() + spec.file_offset;
+    const WeightBytes bytes = weight_bytes(spec, "plan.json, weight '" + name + "'");
+    WeightPointers& pointers = weight_pointers[name];
+    pointers.data = map_tensor(name, spec.place, bytes.data);
+    if (!spec.quant.has_value()) continue;
+    pointers.scales = map_tensor(name + ".scales", spec.quant->scales, bytes.scales);
+    if (spec.quant->zeros.has_value()) pointers.zeros = map_tensor(name + ".zeros", *spec.quant->zeros, bytes.zeros);
   }
 }
 
@@ -231,7 +227,7 @@ char* Executor::Impl::widened(const std::string& name, const WeightSpec& spec, i
   auto found = widened_weights.find(name);
   if (found == widened_weights.end()) {
     PageBuffer wide(checked_mul(count, 4), "weight '" + name + "' as f32");
-    const auto* halves = reinterpret_cast<const uint16_t*>(weight_data(name));
+    const auto* halves = reinterpret_cast<const uint16_t*>(weight_pointers.at(name).data);
     auto* floats = reinterpret_cast<float*>(wide.data());
     for (int64_t i = 0; i < count; ++i)
       floats[i] = spec.dtype == DType::bf16 ? bf16_to_f32(halves[i]) : f16_to_f32(halves[i]);
@@ -262,10 +258,10 @@ PlacedMemory Executor::Impl::weight_memory(const ViewSpec& view, const std::stri
                         dtype_name(spec.dtype),
                     where);
   }
-  const int64_t count = spec.num_bytes / dtype_bytes(spec.dtype);
+  const int64_t count = spec.place.num_bytes / dtype_bytes(spec.dtype);
   const bool is_16_bit = spec.dtype == DType::bf16 || spec.dtype == DType::f16;
   if (is_16_bit && !keep_16_bit) return {widened(view.name, spec, count), count};
-  return {const_cast<char*>(weight_data(view.name)), count};
+  return {const_cast<char*>(weight_pointers.at(view.name).data), count};
 }
 
 PlacedMemory Executor::Impl::input_memory(const ViewSpec& view, const std::string& where) {
@@ -297,6 +293,10 @@ Tensor Executor::Impl::resolve(const ViewSpec& view, const std::string& where, b
   Tensor x;
   if (view.dims.size() > kMaxRank)
     throw PlanError("a view of " + std::to_string(view.dims.size()) + " dims; at most 8 are supported", where);
+  if (is_weight_code(view.dtype))
+    throw PlanError(
+        std::string("the operand is a quantized weight (") + dtype_name(view.dtype) + "), which this op does not take",
+        where);
   x.rank = static_cast<int>(view.dims.size());
   for (size_t axis = 0; axis < view.dims.size(); ++axis) {
     x.row_dims[axis] = view.dims[axis].row_dim;
@@ -503,7 +503,7 @@ int64_t Executor::kv_bytes_per_block() const {
 
 MemoryUse Executor::memory() const {
   MemoryUse use;
-  for (const auto& [name, spec] : impl_->plan.weights) use.weight_bytes += spec.num_bytes;
+  use.weight_bytes = impl_->mapped_bytes;
   for (const auto& [name, wide] : impl_->widened_weights) use.widened_bytes += wide.size();
   for (const PageBuffer& arena : impl_->arenas) use.arena_bytes += arena.size();
   use.kv_bytes = impl_->kv_memory.size();

@@ -24,9 +24,10 @@ struct ExecutorOptions {
   int num_threads = 0;  // 0: as many as this process may use
   int64_t max_num_tokens = 512;
   int64_t max_num_logits = 64;
-  int64_t num_blocks = 256;     // KV blocks of kBlockSize tokens
-  DType kv_dtype = DType::f32;  // f32 or bf16
-  std::string isa = "auto";     // auto, scalar, avx2
+  int64_t num_blocks = 256;          // KV blocks of kBlockSize tokens
+  DType kv_dtype = DType::f32;       // f32 or bf16
+  std::string isa = "auto";          // auto, scalar, avx2
+  bool quantize_activations = true;  // false: every act_dtype is read as f32
 };
 
 struct MemoryUse {

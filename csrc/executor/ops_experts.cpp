@@ -11,7 +11,7 @@
 #include <numeric>
 
 #include "executor/ops.h"
-#include "kernels/linear/linear.h"
+#include "executor/packed_linear.h"
 #include "kernels/pointwise/pointwise.h"
 
 namespace fmo {
@@ -21,27 +21,22 @@ constexpr int64_t kChunkTokens = 128;
 
 struct Experts {
   const Tensor *x, *ids, *weights, *y;
-  PanelWeight gate_up, down;
-  int64_t num_experts, gate_up_bytes, down_bytes;  // bytes from one expert to the next
+  PackedLinear gate_up, down;
+  int64_t num_experts;
   const float *gate_up_bias, *down_bias;
   int64_t top_k, hidden_size, intermediate_size;
   bool has_gate, is_swiglu_clamped;
   float alpha, limit;
   UnaryF32 act, sigmoid;
   BinaryF32 mul;
-  LinearKernels linear;
-
-  PanelWeight expert(const PanelWeight& w, int64_t index, int64_t expert_bytes) const {
-    PanelWeight one = w;
-    one.data = static_cast<const char*>(w.data) + index * expert_bytes;
-    return one;
-  }
 };
 
 // The shared workspace, laid out for `max_pairs`.
 struct ExpertsWorkspace {
   int32_t *begins, *tokens, *place;  // [E + 1]; [pairs] the token of a row; [pairs] the row of a pair
-  float *hidden, *result, *packed;
+  float *hidden, *result;
+  char* prepared;  // the rows of an expert as its layer wants them, from its first row on
+  int64_t prepared_row_bytes;
 
   static int64_t lay_out(const Experts& e, int64_t max_pairs, char* base, ExpertsWorkspace* out) {
     int64_t at = 0;
@@ -54,9 +49,10 @@ struct ExpertsWorkspace {
     w.begins = reinterpret_cast<int32_t*>(take(e.num_experts + 1));
     w.tokens = reinterpret_cast<int32_t*>(take(max_pairs));
     w.place = reinterpret_cast<int32_t*>(take(max_pairs));
-    w.hidden = reinterpret_cast<float*>(take(checked_mul(max_pairs, e.gate_up.N)));
+    w.hidden = reinterpret_cast<float*>(take(checked_mul(max_pairs, e.gate_up.N())));
     w.result = reinterpret_cast<float*>(take(checked_mul(max_pairs, e.hidden_size)));
-    w.packed = reinterpret_cast<float*>(take(checked_mul(max_pairs, std::max(e.gate_up.K, e.down.K))));
+    w.prepared_row_bytes = std::max(e.gate_up.rows_bytes(1), e.down.rows_bytes(1));  // of one row: rounded up the most
+    w.prepared = take(checked_mul(max_pairs, ceil_div(w.prepared_row_bytes, 4)));
     if (out != nullptr) *out = w;
     return at;
   }
@@ -81,31 +77,25 @@ void group_pairs(const Experts& e, const Step& step, Range tokens, const Experts
   w.begins[0] = 0;
 }
 
-// One linear layer of all used experts: packs the rows of every expert that needs it, then each thread does its panels
-// of each expert.
-void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsWorkspace& w, RowSource x,
-                  const PanelWeight& weight, int64_t expert_bytes, const float* bias, float* y, int64_t y_stride) {
+// One linear layer of all used experts: prepares the rows of every expert that wants it, then each thread does its
+// units of each expert.
+void expert_layer(const Experts& e, const Step& step, int thread, const ExpertsWorkspace& w, const RowSource& x,
+                  const PackedLinear& layer, const float* bias, float* y, int64_t y_stride) {
   const auto rows_of = [&](int64_t expert) { return Range{w.begins[expert], w.begins[expert + 1]}; };
-  const int64_t max_gemv_rows = e.linear.max_gemv_rows(weight.dtype);
+  const auto prepared = [&](Range rows) { return w.prepared + rows.begin * w.prepared_row_bytes; };
   for (int64_t expert = 0; expert < e.num_experts; ++expert) {
     const Range rows = rows_of(expert);
-    if (rows.size() <= max_gemv_rows) continue;
-    const Range tiles = split(num_row_tiles(rows.size()), thread, step.num_threads);
-    e.linear.pack(x.from(rows.begin), rows.size(), weight.K, tiles, w.packed + rows.begin * weight.K);
+    if (rows.size() == 0 || !layer.wants_rows(rows.size())) continue;
+    layer.prepare(x.from(rows.begin), rows.size(), prepared(rows), thread, step.num_threads);
   }
   step.barrier();
-  const Range panels = split(weight.num_panels(), thread, step.num_threads);
+  const Range units = split(layer.num_units(), thread, step.num_threads);
   for (int64_t expert = 0; expert < e.num_experts; ++expert) {
     const Range rows = rows_of(expert);
     if (rows.size() == 0) continue;
-    const PanelWeight one = e.expert(weight, expert, expert_bytes);
-    const float* expert_bias = bias == nullptr ? nullptr : bias + expert * weight.N;
-    float* out = y + rows.begin * y_stride;
-    if (rows.size() <= max_gemv_rows) {
-      e.linear.gemv(x.from(rows.begin), rows.size(), one, panels, expert_bias, out, y_stride);
-    } else {
-      e.linear.gemm(w.packed + rows.begin * weight.K, rows.size(), one, panels, expert_bias, out, y_stride);
-    }
+    const float* expert_bias = bias == nullptr ? nullptr : bias + expert * layer.N();
+    layer.expert(expert).compute(x.from(rows.begin), rows.size(), prepared(rows), units, expert_bias,
+                                 y + rows.begin * y_stride, y_stride);
   }
   step.barrier();
 }
@@ -155,12 +145,12 @@ void run_experts(const Experts& e, const Step& step, int thread) {
     if (thread == 0) group_pairs(e, step, tokens, w);
     step.barrier();
     const RowSource x{e.x->as<const float>(), e.x->stride(0), w.tokens};
-    expert_layer(e, step, thread, w, x, e.gate_up, e.gate_up_bytes, e.gate_up_bias, w.hidden, e.gate_up.N);
+    expert_layer(e, step, thread, w, x, e.gate_up, e.gate_up_bias, w.hidden, e.gate_up.N());
     const Range pairs = split(tokens.size() * e.top_k, thread, step.num_threads);
-    for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) activate(e, w.hidden + pair * e.gate_up.N);
+    for (int64_t pair = pairs.begin; pair < pairs.end; ++pair) activate(e, w.hidden + pair * e.gate_up.N());
     step.barrier();
-    const RowSource hidden{w.hidden, e.gate_up.N, nullptr};
-    expert_layer(e, step, thread, w, hidden, e.down, e.down_bytes, e.down_bias, w.result, e.hidden_size);
+    const RowSource hidden{w.hidden, e.gate_up.N(), nullptr};
+    expert_layer(e, step, thread, w, hidden, e.down, e.down_bias, w.result, e.hidden_size);
     combine(e, tokens, split(tokens.size(), thread, step.num_threads), w);
     step.barrier();
   }
@@ -200,33 +190,32 @@ BoundOp bind_experts(Binder& binder) {
   e.ids = binder.input(1, DType::i32, 2);
   e.weights = binder.input(2, DType::f32, 2);
   int64_t down_experts = 0;
-  e.gate_up = binder.panels(3, 3, &e.num_experts, &e.gate_up_bytes);
-  e.down = binder.panels(4, 3, &down_experts, &e.down_bytes);
+  e.gate_up = PackedLinear::bind(binder, 3, 3, &e.num_experts, 0);
+  e.down = PackedLinear::bind(binder, 4, 3, &down_experts, 1);
   e.y = binder.output(0, DType::f32, 2);
   e.top_k = e.ids->dim(1);
-  e.hidden_size = e.down.N;
-  e.intermediate_size = e.down.K;
+  e.hidden_size = e.down.N();
+  e.intermediate_size = e.down.K();
   bind_activation(binder, e);
-  e.gate_up_bias = expert_bias(binder, 5, e.num_experts, e.gate_up.N);
-  e.down_bias = expert_bias(binder, 6, e.num_experts, e.down.N);
+  e.gate_up_bias = expert_bias(binder, 5, e.num_experts, e.gate_up.N());
+  e.down_bias = expert_bias(binder, 6, e.num_experts, e.down.N());
   binder.require(binder.bool_attr("has_bias", e.down_bias != nullptr) == (e.down_bias != nullptr),
                  "has_bias disagrees with the operands");
   binder.require_same_dims(*e.ids, *e.weights, "expert_ids and expert_weights");
   binder.require_same_dims(*e.x, *e.y, "x and y");
   binder.require_last_dense(*e.x, "x");
   binder.require_last_dense(*e.y, "y");
-  const bool fits = down_experts == e.num_experts && e.gate_up.N == e.intermediate_size * (e.has_gate ? 2 : 1) &&
-                    e.gate_up.K == e.hidden_size && e.x->row_dim(1) == RowDim::none && e.x->dim(1) == e.hidden_size &&
+  const bool fits = down_experts == e.num_experts && e.gate_up.N() == e.intermediate_size * (e.has_gate ? 2 : 1) &&
+                    e.gate_up.K() == e.hidden_size && e.x->row_dim(1) == RowDim::none && e.x->dim(1) == e.hidden_size &&
                     e.x->same_dim(0, *e.ids, 0) && e.top_k > 0 && e.ids->row_dim(1) == RowDim::none &&
-                    e.num_experts > 0 && e.gate_up.K > 0 && e.down.K > 0;
+                    e.num_experts > 0 && e.gate_up.K() > 0 && e.down.K() > 0;
   binder.require(fits, "x " + describe(*e.x) + ", ids " + describe(*e.ids) + ", gate_up [" +
-                           std::to_string(e.num_experts) + ", " + std::to_string(e.gate_up.N) + ", " +
-                           std::to_string(e.gate_up.K) + "] and down [" + std::to_string(down_experts) + ", " +
-                           std::to_string(e.down.N) + ", " + std::to_string(e.down.K) + "] do not fit together");
-  e.linear = linear_kernels(binder.isa());
+                           std::to_string(e.num_experts) + ", " + std::to_string(e.gate_up.N()) + ", " +
+                           std::to_string(e.gate_up.K()) + "] and down [" + std::to_string(down_experts) + ", " +
+                           std::to_string(e.down.N()) + ", " + std::to_string(e.down.K()) + "] do not fit together");
   binder.need_workspace(ExpertsWorkspace::lay_out(e, checked_mul(kChunkTokens, e.top_k), nullptr, nullptr), 0);
-  const std::string kernel = std::string("experts.cpu.") + isa_name(binder.isa()) + "." + dtype_name(e.gate_up.dtype);
-  return {kernel, [e](const Step& step, int thread) { run_experts(e, step, thread); }};
+  return {"experts.cpu." + e.gate_up.kernel_suffix(),
+          [e](const Step& step, int thread) { run_experts(e, step, thread); }};
 }
 
 }  // namespace fmo

@@ -59,15 +59,28 @@ struct CallSpec {
   std::string source;
 };
 
-enum class Layout : uint8_t { row_major, panel16 };
+enum class Layout : uint8_t { row_major, panel16, block8 };
+
+struct FilePlace {
+  std::string path;
+  int64_t offset = 0;  // bytes
+  int64_t num_bytes = 0;
+};
+
+// What a block8 weight has beside its codes (docs/quantized-weights.md).
+struct QuantSpec {
+  int64_t group = 0;  // columns per scale
+  DType scale_dtype = DType::f16;
+  FilePlace scales;
+  std::optional<FilePlace> zeros;  // u4 only
+};
 
 struct WeightSpec {
   DType dtype = DType::f32;
   Layout layout = Layout::row_major;
   std::vector<int64_t> dims;
-  std::string path;         // of the file that holds it
-  int64_t file_offset = 0;  // bytes
-  int64_t num_bytes = 0;
+  FilePlace place;
+  std::optional<QuantSpec> quant;  // layout block8
 };
 
 struct BufferSpec {
