@@ -48,6 +48,7 @@ compile_packages = ["friendli_compile", *("friendli_compile." + p for p in find_
 setup(
     packages=compile_packages + runtime_packages + policy_packages,
     package_dir={"friendli_compile": "friendli_compile", **runtime_dirs, **policy_dirs},
+    package_data={"friendli_compile.quality": ["probe_text/*.txt"]},
     ext_modules=[Extension("friendli_runtime._core", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
     zip_safe=False,
