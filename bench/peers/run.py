@@ -45,8 +45,9 @@ def parse_peers(text: str) -> Iterator[tuple[str, str]]:
         yield from ((name, each) for each in ([precision] if precision else offered))
 
 
-def environment(name: str, requirements: tuple[str, ...], variables: dict[str, str]) -> Path:
-    """The Python of the environment `name`, made when it is not there. torch comes first and pinned: others would bring its CUDA build."""
+def environment(name: str, requirements: tuple[str, ...], variables: dict[str, str], unwanted: tuple[str, ...] = ()) -> Path:
+    """The Python of the environment `name`, made when it is not there. torch comes first and pinned: others would bring its CUDA build.
+    `unwanted` packages, brought by others and built for another torch, are removed."""
     if not requirements:
         return Path(sys.executable)
     folder = BUILD / "environments" / name
@@ -59,6 +60,8 @@ def environment(name: str, requirements: tuple[str, ...], variables: dict[str, s
         constraints.write_text("\n".join(pinned) + "\n")
         for step in (pinned, list(requirements)):
             subprocess.run([*install, "-c", constraints, *step], check=True, env=os.environ | variables)
+        if unwanted:
+            subprocess.run([python, "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted], check=True)
         ready.touch()
     return python
 
@@ -70,7 +73,8 @@ def prepared(name: str, precision: str, model_dir: Path) -> tuple[Path, Path]:
     out = BUILD / "models" / model_dir.name / f"{name}-{precision}"
     if not out.exists():
         converter = getattr(adapter, "CONVERTER_REQUIREMENTS", None)
-        convert_python = environment(f"{name}-converter", converter, {}) if converter else python
+        unwanted = getattr(adapter, "CONVERTER_UNWANTED", ())
+        convert_python = environment(f"{name}-converter", converter, {}, unwanted) if converter else python
         partial = out.with_name(out.name + ".partial")
         subprocess.run(["rm", "-rf", partial], check=True)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from workload import Emit, Workload
 
 REQUIREMENTS = ("torch==2.13.0", "openvino-genai==2026.4.1.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0")
 CONVERTER_REQUIREMENTS = ("torch==2.13.0", "optimum-intel==2.2.0", "openvino==2026.4.1", "openvino-tokenizers==2026.4.1.0", "nncf==3.4.0")
+CONVERTER_UNWANTED = ("torchvision",)  # importing it beside another torch breaks the export
 PRECISIONS = ("fp16", "int8", "int4")
 
 
