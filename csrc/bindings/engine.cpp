@@ -9,6 +9,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <random>
 #include <stdexcept>
 #include <unordered_map>
 
@@ -202,6 +203,10 @@ class PyEngine {
     result["num_queued_requests"] = stats.num_queued_requests;
     result["num_used_blocks"] = stats.num_used_blocks;
     result["num_blocks"] = stats.num_blocks;
+    result["num_unused_blocks"] = stats.num_unused_blocks;
+    result["num_evictions"] = stats.num_evictions;
+    result["num_looked_up_tokens"] = stats.num_looked_up_tokens;
+    result["num_cached_tokens"] = stats.num_cached_tokens;
     result["num_preemptions"] = stats.num_preemptions;
     result["num_steps"] = stats.counters.num_steps;
     result["num_prompt_tokens"] = stats.counters.num_prompt_tokens;
@@ -251,8 +256,10 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](PyEngine* self, nb::object model, int64_t max_num_seqs, int64_t max_num_tokens, int64_t max_queue_len,
-             int64_t max_context_len, int64_t vocab_size) {
+             int64_t max_context_len, int64_t vocab_size, bool has_prefix_cache) {
             EngineOptions options;
+            options.scheduler.shares_prefixes = has_prefix_cache;
+            options.scheduler.hash_seed = std::random_device()();
             options.scheduler.max_num_seqs = max_num_seqs;
             options.scheduler.max_num_tokens = max_num_tokens;
             options.max_context_len = max_context_len;
@@ -260,19 +267,21 @@ void bind_engine(nb::module_& m) {
             new (self) PyEngine(std::move(model), options, max_queue_len);
           },
           nb::arg("model"), nb::kw_only(), nb::arg("max_num_seqs"), nb::arg("max_num_tokens"), nb::arg("max_queue_len"),
-          nb::arg("max_context_len"), nb::arg("vocab_size"))
+          nb::arg("max_context_len"), nb::arg("vocab_size"), nb::arg("has_prefix_cache") = true)
       .def(
           "submit",
-          [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask) {
+          [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask,
+             std::pair<uint64_t, uint64_t> cache_scope) {
             SamplingParams params = params_from_python(params_object);
             params.is_constrained = !first_mask.is_none();
             if (params.is_constrained) params.first_mask = mask_from_bytes(nb::cast<nb::bytes>(first_mask));
             const nb::gil_scoped_release release;
-            return self.loop().submit(prompt, std::move(params));
+            return self.loop().submit(prompt, std::move(params), {cache_scope.first, cache_scope.second});
           },
           nb::arg("prompt_ids"), nb::arg("params"), nb::arg("first_mask") = nb::none(),
+          nb::arg("cache_scope") = std::pair<uint64_t, uint64_t>{0, 0},
           "Queues a request and returns its id. With `first_mask` it is constrained: no token is sampled without a "
-          "mask.")
+          "mask. `cache_scope`: 128 bits; only equal ones share cached prompts.")
       .def(
           "set_mask",
           [](PyEngine& self, int64_t id, int32_t sample, int64_t position, const nb::bytes& bits) {

@@ -54,8 +54,8 @@ int64_t Engine::max_total_len() const {
   return std::min(options_.max_context_len, num_cache_tokens + 1);
 }
 
-std::unique_ptr<Request> Engine::make_checked_request(int64_t id, std::span<const int32_t> prompt,
-                                                      SamplingParams params) const {
+RequestTable::node_type Engine::make_checked_request(std::span<const int32_t> prompt, SamplingParams params,
+                                                     const CacheScope& cache_scope) const {
   check_params(params, options_.vocab_size);
   if (prompt.empty()) throw std::invalid_argument("the prompt has no token, expected at least one");
   for (const int32_t token_id : prompt) {
@@ -70,7 +70,9 @@ std::unique_ptr<Request> Engine::make_checked_request(int64_t id, std::span<cons
                                 " words, expected " + std::to_string(num_mask_words()));
   }
   const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
-  return make_request(id, prompt, std::move(params), total_len);
+  auto request = make_request(prompt, std::move(params), total_len, options_.scheduler.block_size);
+  request.mapped()->cache_scope = cache_scope;
+  return request;
 }
 
 int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const {
@@ -96,10 +98,11 @@ int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams&
   return wanted ? needed : max_total_len();
 }
 
-void Engine::add(std::unique_ptr<Request> request) {
+void Engine::add(int64_t id, RequestTable::node_type request) {
   is_stalled_ = false;
-  scheduler_.add(*request);
-  requests_.emplace(request->id, std::move(request));
+  request.key() = request.mapped()->id = id;
+  scheduler_.add(*request.mapped());
+  requests_.insert(std::move(request));
 }
 
 void Engine::cancel(int64_t request_id) {
@@ -194,11 +197,8 @@ void Engine::fail_all(const std::string& error) { end_all(FinishReason::error, e
 
 void Engine::end_all(FinishReason reason, const std::string& error) {
   chunks_ = {};
-  std::vector<int64_t> ids;  // in order of arrival, so that the events are
-  for (const auto& [id, request] : requests_) ids.push_back(id);
-  std::sort(ids.begin(), ids.end());
-  for (const int64_t id : ids) {
-    for (Sequence& sequence : requests_.at(id)->samples) end_without_token(sequence, reason, error);
+  for (const auto& [id, request] : requests_) {
+    for (Sequence& sequence : request->samples) end_without_token(sequence, reason, error);
   }
   forget_finished();
 }
@@ -271,7 +271,7 @@ void Engine::sample_chunk(Sequence& sequence, const float* logits) {
 
 void Engine::finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event) {
   Request& request = *sequence.request;
-  scheduler_.finish(sequence);
+  scheduler_.finish(sequence, reason != FinishReason::error);
   event.request_id = request.id;
   event.sample_idx = sequence.sample_idx;
   event.num_cached_tokens = sequence.num_cached;

@@ -17,7 +17,6 @@
 #include <span>
 #include <stdexcept>
 #include <string>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -72,12 +71,13 @@ class Engine {
 
   // Checks prompt and parameters and makes the request. Reads only the options, so any thread may call it.
   // Throws std::invalid_argument or RequestTooLargeError.
-  std::unique_ptr<Request> make_checked_request(int64_t id, std::span<const int32_t> prompt,
-                                                SamplingParams params) const;
+  RequestTable::node_type make_checked_request(std::span<const int32_t> prompt, SamplingParams params,
+                                               const CacheScope& cache_scope) const;
   // Prompt + output of the largest request that fits.
   int64_t max_total_len() const;
 
-  void add(std::unique_ptr<Request> request);
+  // Ids must rise from call to call: they are the order of arrival.
+  void add(int64_t id, RequestTable::node_type request);
   // Unknown and finished ones are ignored: a cancellation may always come too late.
   void cancel(int64_t request_id);
   void cancel_sample(int64_t request_id, int32_t sample_idx);
@@ -117,7 +117,7 @@ class Engine {
   ForwardFn forward_;
   Scheduler scheduler_;
   Sampler sampler_;
-  std::unordered_map<int64_t, std::unique_ptr<Request>> requests_;
+  RequestTable requests_;
   std::vector<int64_t> finished_ids_;  // requests to delete at the end of the step
   bool is_stalled_ = false;
 

@@ -17,17 +17,20 @@ void require_at_least(const char* name, int64_t value, int64_t minimum) {
 
 }  // namespace
 
-Scheduler::Scheduler(const SchedulerOptions& options) : options_(options), pool_(options.num_blocks) {
-  require_at_least("block_size", options.block_size, 1);
+Scheduler::Scheduler(const SchedulerOptions& options)
+    : options_(options), cache_(options.num_blocks, options.block_size, options.hash_seed) {
   require_at_least("max_num_seqs", options.max_num_seqs, 1);
   require_at_least("max_num_tokens (rows of a step; every running sequence needs one)", options.max_num_tokens,
                    options.max_num_seqs);
   running_.reserve(static_cast<size_t>(options.max_num_seqs));
   chunks_.reserve(static_cast<size_t>(options.max_num_seqs));
+  prefix_.reserve(static_cast<size_t>(options.num_blocks));
 }
 
 void Scheduler::add(Request& request) {
-  for (Sequence& sequence : request.samples) waiting_.insert(&sequence);
+  // Blocks of a request that shares with nobody are found by its own samples only.
+  if (!options_.shares_prefixes) request.cache_scope = {~uint64_t{0}, static_cast<uint64_t>(request.id)};
+  for (Sequence& sequence : request.samples) waiting_.insert(std::move(sequence.place));
   ++num_unstarted_requests_;
 }
 
@@ -40,7 +43,10 @@ std::span<const Chunk> Scheduler::schedule() {
   return chunks_;
 }
 
-void Scheduler::mark_computed(const Chunk& chunk) { chunk.sequence->num_computed += chunk.num_tokens; }
+void Scheduler::mark_computed(const Chunk& chunk) {
+  chunk.sequence->num_computed += chunk.num_tokens;
+  publish_full_blocks(*chunk.sequence);
+}
 
 void Scheduler::schedule_chunk(Sequence& sequence) {
   const int64_t num_tokens = std::min(sequence.num_pending(), budget_);
@@ -69,16 +75,14 @@ void Scheduler::admit_waiting() {
   auto next = waiting_.begin();
   while (next != waiting_.end() && budget_ > 0 && num_running() < options_.max_num_seqs) {
     Sequence& sequence = **next;
-    const Prefix prefix = find_prefix(sequence);
-    if (prefix.state == PrefixState::in_progress) {
+    find_prefix(sequence);
+    if (waits_for_sibling(sequence, static_cast<int64_t>(prefix_.size()))) {
       ++next;
       continue;
     }
-    const int64_t num_new_blocks =
-        ceil_div(sequence.num_tokens(), options_.block_size) - static_cast<int64_t>(prefix.blocks.size());
-    if (!make_room(num_new_blocks + num_running(), *sequence.request)) return;
-    next = waiting_.erase(next);
-    admit(sequence, prefix);
+    if (!fits(sequence, prefix_)) return;
+    sequence.place = waiting_.extract(next++);
+    admit(sequence);
   }
 }
 
@@ -86,9 +90,9 @@ void Scheduler::admit_waiting() {
 bool Scheduler::grow_for_decode(Sequence& sequence) {
   const auto num_wanted = static_cast<size_t>(ceil_div(sequence.num_tokens(), options_.block_size));
   while (sequence.blocks.size() < num_wanted) {
-    if (pool_.num_free() > 0) {
-      sequence.blocks.push_back(pool_.allocate());
-    } else if (!drop_youngest_held_prefix(nullptr)) {
+    if (cache_.num_available() > 0) {
+      sequence.blocks.push_back(cache_.allocate());
+    } else {
       Sequence& youngest = *running_.back();
       preempt(youngest);
       if (&youngest == &sequence) return false;
@@ -97,29 +101,51 @@ bool Scheduler::grow_for_decode(Sequence& sequence) {
   return true;
 }
 
-// Gives up held prefixes of other requests, which only cost a recomputation, but preempts nobody.
-bool Scheduler::make_room(int64_t num_free_wanted, const Request& keep) {
-  while (pool_.num_free() < num_free_wanted) {
-    if (!drop_youngest_held_prefix(&keep)) return false;
-  }
-  return true;
+// Blocks for all its tokens, and a spare one for each running sequence.
+bool Scheduler::fits(const Sequence& sequence, std::span<const int32_t> prefix) const {
+  const int64_t num_new = ceil_div(sequence.num_tokens(), options_.block_size) - static_cast<int64_t>(prefix.size());
+  const auto num_woken = std::ranges::count_if(prefix, [this](int32_t block) { return cache_.is_unused(block); });
+  return num_new + num_woken + num_running() <= cache_.num_available();
 }
 
-void Scheduler::admit(Sequence& sequence, const Prefix& prefix) {
+// A running sibling is computing blocks that this one could share.
+bool Scheduler::waits_for_sibling(const Sequence& sequence, int64_t num_prefix_blocks) const {
+  const Request& request = *sequence.request;
+  const int64_t num_shareable = (request.num_prompt_tokens - 1) / options_.block_size;
+  if (num_prefix_blocks >= num_shareable) return false;
+  return std::ranges::any_of(request.samples, [&](const Sequence& sibling) {
+    return sibling.state == SequenceState::running && sibling.num_computed < num_shareable * options_.block_size;
+  });
+}
+
+// The last token is left out: it is computed in any case.
+void Scheduler::find_prefix(const Sequence& sequence) {
+  prefix_.clear();
+  const std::span<const int32_t> tokens(sequence.tokens);
+  cache_.find(sequence.request->cache_scope, tokens.first(tokens.size() - 1), prefix_);
+}
+
+void Scheduler::admit(Sequence& sequence) {
   Request& request = *sequence.request;
-  for (const int32_t block : prefix.blocks) {
-    pool_.retain(block);
+  for (const int32_t block : prefix_) {
+    cache_.retain(block);
     sequence.blocks.push_back(block);
   }
-  sequence.num_computed = sequence.num_cached = static_cast<int64_t>(prefix.blocks.size()) * options_.block_size;
+  sequence.num_published = static_cast<int64_t>(prefix_.size());
+  sequence.num_computed = sequence.num_published * options_.block_size;
   const auto num_wanted = static_cast<size_t>(ceil_div(sequence.num_tokens(), options_.block_size));
-  while (sequence.blocks.size() < num_wanted) sequence.blocks.push_back(pool_.allocate());
-
+  while (sequence.blocks.size() < num_wanted) sequence.blocks.push_back(cache_.allocate());
+  if (!sequence.was_admitted) {
+    sequence.was_admitted = true;
+    sequence.num_cached = sequence.num_computed;
+    num_looked_up_tokens_ += request.num_prompt_tokens;
+    num_cached_tokens_ += sequence.num_cached;
+  }
   sequence.state = SequenceState::running;
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, Older{}), &sequence);
   if (!request.is_started) --num_unstarted_requests_;
   request.is_started = true;
-  if (--request.num_waiting_samples == 0) drop_held_prefix(request);
+  --request.num_waiting_samples;
   schedule_chunk(sequence);
 }
 
@@ -128,79 +154,53 @@ void Scheduler::preempt(Sequence& sequence) {
   release_blocks(sequence);
   sequence.num_computed = 0;
   sequence.state = SequenceState::waiting;
-  waiting_.insert(&sequence);
+  waiting_.insert(std::move(sequence.place));
   ++sequence.request->num_waiting_samples;
   ++num_preemptions_;
 }
 
-void Scheduler::finish(Sequence& sequence) {
+void Scheduler::finish(Sequence& sequence, bool is_sound) {
   Request& request = *sequence.request;
   if (sequence.state == SequenceState::finished) return;
   if (sequence.state == SequenceState::running) {
     remove_running(sequence);
-    hold_prefix(sequence);
+    if (!is_sound) forget_own_blocks(sequence);
     release_blocks(sequence);
   } else {
     waiting_.erase(&sequence);
     --request.num_waiting_samples;
   }
   sequence.state = SequenceState::finished;
-  if (request.num_waiting_samples == 0) drop_held_prefix(request);
   if (--request.num_open_samples == 0 && !request.is_started) --num_unstarted_requests_;
 }
 
-// Full blocks of the prompt that do not hold its last token.
-int64_t Scheduler::num_shareable_blocks(const Request& request) const {
-  return request.params.num_samples() > 1 ? (request.num_prompt_tokens - 1) / options_.block_size : 0;
-}
-
-Scheduler::Prefix Scheduler::find_prefix(const Sequence& sequence) const {
-  const Request& request = *sequence.request;
-  const auto num_blocks = static_cast<size_t>(num_shareable_blocks(request));
-  if (num_blocks == 0) return {};
-  PrefixState state = PrefixState::none;
-  for (const Sequence& sibling : request.samples) {
-    if (sibling.state != SequenceState::running) continue;
-    if (sibling.num_computed >= static_cast<int64_t>(num_blocks) * options_.block_size) {
-      return {PrefixState::ready, std::span(sibling.blocks).first(num_blocks)};
-    }
-    state = PrefixState::in_progress;
+void Scheduler::publish_full_blocks(Sequence& sequence) {
+  while ((sequence.num_published + 1) * options_.block_size <= sequence.num_computed) {
+    const int64_t idx = sequence.num_published++;
+    const int32_t parent = idx == 0 ? kNoBlock : sequence.blocks[static_cast<size_t>(idx - 1)];
+    int32_t& block = sequence.blocks[static_cast<size_t>(idx)];
+    block = cache_.publish(sequence.request->cache_scope, parent, tokens_of_block(sequence, idx), block);
   }
-  if (!request.held_prefix.empty()) return {PrefixState::ready, request.held_prefix};
-  return {state, {}};
 }
 
-// Keeps the prompt's blocks of an ending sample alive while siblings wait for a place.
-void Scheduler::hold_prefix(const Sequence& sequence) {
-  Request& request = *sequence.request;
-  const int64_t num_blocks = num_shareable_blocks(request);
-  const bool is_computed = sequence.num_computed >= num_blocks * options_.block_size;
-  if (num_blocks == 0 || !is_computed || request.num_waiting_samples == 0 || !request.held_prefix.empty()) return;
-  request.held_prefix.assign(sequence.blocks.begin(), sequence.blocks.begin() + num_blocks);
-  for (const int32_t block : request.held_prefix) pool_.retain(block);
-  prefix_holders_.push_back(&request);
+std::span<const int32_t> Scheduler::tokens_of_block(const Sequence& sequence, int64_t block_idx) const {
+  const auto block_size = static_cast<size_t>(options_.block_size);
+  return std::span(sequence.tokens).subspan(static_cast<size_t>(block_idx) * block_size, block_size);
 }
 
-void Scheduler::drop_held_prefix(Request& request) {
-  if (request.held_prefix.empty()) return;
-  for (const int32_t block : request.held_prefix) pool_.release(block);
-  request.held_prefix.clear();
-  std::erase(prefix_holders_, &request);
+// From the last one back to the first that somebody else uses or that something else follows.
+void Scheduler::forget_own_blocks(const Sequence& sequence) {
+  int64_t idx = sequence.num_published;
+  while (idx > 0 && cache_.forget(sequence.blocks[static_cast<size_t>(idx - 1)])) --idx;
 }
 
-bool Scheduler::drop_youngest_held_prefix(const Request* keep) {
-  Request* youngest = nullptr;
-  for (Request* request : prefix_holders_) {
-    if (request != keep && (youngest == nullptr || request->id > youngest->id)) youngest = request;
-  }
-  if (youngest == nullptr) return false;
-  drop_held_prefix(*youngest);
-  return true;
-}
-
+// From the last to the first, so that no block is left without the ones before it.
 void Scheduler::release_blocks(Sequence& sequence) {
-  for (const int32_t block : sequence.blocks) pool_.release(block);
-  sequence.blocks.clear();
+  while (!sequence.blocks.empty()) {
+    cache_.release(sequence.blocks.back());
+    sequence.blocks.pop_back();
+  }
+  sequence.num_published = 0;
 }
 
 bool Scheduler::is_waiting_for_masks() const {
@@ -210,34 +210,30 @@ bool Scheduler::is_waiting_for_masks() const {
 void Scheduler::remove_running(Sequence& sequence) { std::erase(running_, &sequence); }
 
 void Scheduler::check_invariants() const {
-  std::vector<int32_t> num_owners(static_cast<size_t>(pool_.num_blocks()), 0);
-  auto count = [&](std::span<const int32_t> blocks) {
-    for (const int32_t block : blocks) ++num_owners.at(static_cast<size_t>(block));
-  };
+  std::vector<int32_t> num_users(static_cast<size_t>(cache_.num_blocks()), 0);
   auto require = [](bool holds, const char* what) {
     if (!holds) throw std::logic_error(std::string("scheduler: ") + what);
   };
   for (const Sequence* sequence : running_) {
-    count(sequence->blocks);
+    const auto& blocks = sequence->blocks;
+    for (const int32_t block : blocks) ++num_users.at(static_cast<size_t>(block));
     require(sequence->state == SequenceState::running, "a sequence in the running list is not running");
-    require(sequence->num_computed <= static_cast<int64_t>(sequence->blocks.size()) * options_.block_size,
+    require(sequence->num_computed <= static_cast<int64_t>(blocks.size()) * options_.block_size,
             "a sequence has more computed tokens than its blocks hold");
+    require(sequence->num_published == sequence->num_computed / options_.block_size,
+            "a full block of a running sequence is not published");
+    for (int64_t idx = 0; idx < static_cast<int64_t>(blocks.size()); ++idx) {
+      const int32_t block = blocks[static_cast<size_t>(idx)];
+      require(cache_.is_known(block) == (idx < sequence->num_published), "a block is known that is not full");
+      require(!cache_.is_known(block) || cache_.scope_of(block) == sequence->request->cache_scope,
+              "a sequence uses a block of another scope");
+    }
   }
   for (const Sequence* sequence : waiting_) {
     require(sequence->state == SequenceState::waiting && sequence->blocks.empty(), "a waiting sequence owns blocks");
   }
-  for (const Request* request : prefix_holders_) {
-    count(request->held_prefix);
-    require(request->num_waiting_samples > 0, "a prefix is held for nobody");
-  }
-  int64_t num_used = 0;
-  for (int32_t block = 0; block < pool_.num_blocks(); ++block) {
-    const int32_t num = num_owners[static_cast<size_t>(block)];
-    require(num == pool_.ref_count(block), "a block is not owned as often as it is counted");
-    num_used += num > 0;
-  }
-  require(num_used == pool_.num_used(), "the free list does not match the reference counts");
-  require(std::is_sorted(running_.begin(), running_.end(), Older{}), "the running list is not in order of age");
+  cache_.check_invariants(num_users);
+  require(std::ranges::is_sorted(running_, Older{}), "the running list is not in order of age");
   require(num_running() <= options_.max_num_seqs, "more sequences run than max_num_seqs");
 }
 

@@ -10,16 +10,16 @@
 // Two exceptions to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and
 // lets others pass, and so does a constrained sample whose mask is not there yet.
 //
-// Samples of one request share the full blocks of the prompt by reference count; the block that holds the prompt's last
-// token is private, because its logits have to be computed and its free places belong to the answer.
+// Full blocks are published to the prefix cache as soon as they are computed, prompt or answer; a sequence that is
+// admitted, for the first time or after a preemption, starts with what the cache knows of its tokens. The last token is
+// always computed, because its logits are needed.
 #pragma once
 
 #include <cstdint>
-#include <set>
 #include <span>
 #include <vector>
 
-#include "engine/block_pool.h"
+#include "engine/prefix_cache.h"
 #include "engine/sequence.h"
 
 namespace fmo {
@@ -29,6 +29,8 @@ struct SchedulerOptions {
   int64_t block_size = 16;
   int64_t max_num_seqs = 64;
   int64_t max_num_tokens = 512;  // rows of a step, at least max_num_seqs
+  bool shares_prefixes = true;   // between requests; samples of one request always do
+  uint64_t hash_seed = 0;        // of the prefix cache's table: lookup times are nobody's to predict
 };
 
 // The next `num_tokens` uncomputed tokens of a running sequence. The chunk that reaches the last token gives the logits
@@ -49,8 +51,9 @@ class Scheduler {
   std::span<const Chunk> schedule();
   // The chunk's rows are in the KV cache now.
   void mark_computed(const Chunk& chunk);
-  // Waiting or running → finished: gives its blocks back at once.
-  void finish(Sequence& sequence);
+  // Waiting or running → finished: gives its blocks back at once. `is_sound` false: what it alone computed is not kept
+  // in the prefix cache.
+  void finish(Sequence& sequence, bool is_sound);
 
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
   // Some running sequence steps aside until its mask is there.
@@ -59,47 +62,40 @@ class Scheduler {
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_unstarted_requests() const { return num_unstarted_requests_; }
   int64_t num_preemptions() const { return num_preemptions_; }
-  const BlockPool& pool() const { return pool_; }
+  int64_t num_looked_up_tokens() const { return num_looked_up_tokens_; }  // prompt tokens of samples that started
+  int64_t num_cached_tokens() const { return num_cached_tokens_; }        // those of them that were not computed
+  const PrefixCache& cache() const { return cache_; }
   // Throws std::logic_error unless every block is owned exactly as often as it is counted. For tests; slow.
   void check_invariants() const;
 
  private:
-  struct Older {
-    bool operator()(const Sequence* a, const Sequence* b) const { return is_older(*a, *b); }
-  };
-  enum class PrefixState : uint8_t { none, ready, in_progress };
-  struct Prefix {
-    PrefixState state = PrefixState::none;
-    std::span<const int32_t> blocks;
-  };
-
   void schedule_chunk(Sequence& sequence);
   void schedule_decodes();
   void schedule_prefills();
   void admit_waiting();
   bool grow_for_decode(Sequence& sequence);
-  bool make_room(int64_t num_free_wanted, const Request& keep);
-  void admit(Sequence& sequence, const Prefix& prefix);
+  bool fits(const Sequence& sequence, std::span<const int32_t> prefix) const;
+  bool waits_for_sibling(const Sequence& sequence, int64_t num_prefix_blocks) const;
+  void find_prefix(const Sequence& sequence);
+  void admit(Sequence& sequence);
   void preempt(Sequence& sequence);
-
-  int64_t num_shareable_blocks(const Request& request) const;
-  Prefix find_prefix(const Sequence& sequence) const;
-  void hold_prefix(const Sequence& sequence);
-  void drop_held_prefix(Request& request);
-  bool drop_youngest_held_prefix(const Request* keep);
-
+  void publish_full_blocks(Sequence& sequence);
+  void forget_own_blocks(const Sequence& sequence);
   void release_blocks(Sequence& sequence);
   void remove_running(Sequence& sequence);
+  std::span<const int32_t> tokens_of_block(const Sequence& sequence, int64_t block_idx) const;
 
   SchedulerOptions options_;
-  BlockPool pool_;
-  std::vector<Sequence*> running_;        // oldest first
-  std::set<Sequence*, Older> waiting_;    // oldest first
-  std::vector<Request*> prefix_holders_;  // requests with a held prefix
+  PrefixCache cache_;
+  std::vector<Sequence*> running_;  // oldest first
+  WaitingSet waiting_;              // oldest first
   std::vector<Chunk> chunks_;
-  int64_t budget_ = 0;  // rows left in the step being scheduled
+  std::vector<int32_t> prefix_;  // blocks found for the sequence that is being admitted
+  int64_t budget_ = 0;           // rows left in the step being scheduled
   int64_t num_unstarted_requests_ = 0;
   int64_t num_preemptions_ = 0;
+  int64_t num_looked_up_tokens_ = 0;
+  int64_t num_cached_tokens_ = 0;
 };
 
 }  // namespace fmo

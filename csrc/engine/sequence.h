@@ -11,17 +11,27 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <vector>
 
+#include "engine/prefix_cache.h"
 #include "engine/sampling_params.h"
 
 namespace fmo {
 
 struct Request;
+struct Sequence;
 
 enum class SequenceState : uint8_t { waiting, running, finished };
+
+// Older requests first, then lower samples: the order in which everything is served.
+struct Older {
+  bool operator()(const Sequence* a, const Sequence* b) const;
+};
+using WaitingSet = std::set<Sequence*, Older>;
 
 struct Sequence {
   Request* request = nullptr;
@@ -29,8 +39,11 @@ struct Sequence {
   SequenceState state = SequenceState::waiting;
   std::vector<int32_t> tokens;  // prompt, then output
   int64_t num_computed = 0;     // tokens whose KV is in `blocks`
-  int64_t num_cached = 0;       // prompt tokens taken from a sibling at the last admission
+  int64_t num_cached = 0;       // prompt tokens that were in the prefix cache when it first started
+  bool was_admitted = false;
   std::vector<int32_t> blocks;  // block b holds tokens b·block_size …; this sequence owns one reference to each
+  int64_t num_published = 0;    // the first of `blocks`, all full: known to the prefix cache
+  WaitingSet::node_type place;  // in the queue, kept while not there: to be preempted allocates nothing
 
   // Of a constrained request: the mask of output token `mask_position`. A sequence whose mask comes after its logits
   // steps aside until it is there; its last row is then computed again, which gives the same logits.
@@ -47,9 +60,8 @@ struct Request {
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
   int64_t max_total_len = 0;  // prompt + output at which a sample ends
+  CacheScope cache_scope;  // with whom its blocks may be shared
   std::vector<Sequence> samples;
-  std::vector<int32_t>
-      held_prefix;  // prompt blocks kept for siblings that still wait, when no running sample holds them
   int64_t num_open_samples = 0;
   int64_t num_waiting_samples = 0;
   bool is_started = false;  // a sample has been admitted once
@@ -59,13 +71,17 @@ inline int64_t num_output_tokens(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.request->num_prompt_tokens;
 }
 
-// Older requests first, then lower samples: the order in which everything is served.
-inline bool is_older(const Sequence& a, const Sequence& b) {
-  return a.request->id != b.request->id ? a.request->id < b.request->id : a.sample_idx < b.sample_idx;
+inline bool Older::operator()(const Sequence* a, const Sequence* b) const {
+  const int64_t id_a = a->request->id, id_b = b->request->id;
+  return id_a != id_b ? id_a < id_b : a->sample_idx < b->sample_idx;
 }
 
-// A request with one waiting sequence per seed, all holding the prompt.
-std::unique_ptr<Request> make_request(int64_t id, std::span<const int32_t> prompt, SamplingParams params,
-                                      int64_t max_total_len);
+// The open requests by id. A new request travels as a node of this table, so that taking it in allocates nothing.
+using RequestTable = std::map<int64_t, std::unique_ptr<Request>>;
+
+// A request without an id yet, with one waiting sequence per seed, all holding the prompt. Allocates what they need for
+// their life, up to answers of several thousand tokens.
+RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingParams params, int64_t max_total_len,
+                                     int64_t block_size);
 
 }  // namespace fmo

@@ -31,7 +31,7 @@ StepLoop::StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardF
     ::close(event_fd_);
     throw std::invalid_argument("max_queue_len is " + std::to_string(max_queue_len) + ", expected at least 1");
   }
-  stats_.num_blocks = engine_.scheduler().pool().num_blocks();
+  stats_.num_blocks = engine_.scheduler().cache().num_blocks();
 }
 
 StepLoop::~StepLoop() {
@@ -39,18 +39,17 @@ StepLoop::~StepLoop() {
   ::close(event_fd_);
 }
 
-int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params) {
+int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope) {
   // The checks and the copies are done before the lock is taken.
-  auto request = engine_.make_checked_request(0, prompt, std::move(params));
+  auto request = engine_.make_checked_request(prompt, std::move(params), cache_scope);
   const std::lock_guard lock(mailbox_mutex_);
   if (is_closed_) throw EngineStoppedError("the engine is shutting down and takes no more requests");
   if (num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size()) >= max_queue_len_) {
     throw QueueFullError(std::to_string(max_queue_len_) + " requests are waiting, which is all that the queue holds");
   }
-  const int64_t id = request->id = next_request_id_++;
-  new_requests_.push_back(std::move(request));
+  new_requests_.push_back({next_request_id_, std::move(request)});
   mailbox_changed_.notify_one();
-  return id;
+  return next_request_id_++;
 }
 
 void StepLoop::cancel(int64_t request_id) {
@@ -183,7 +182,7 @@ void StepLoop::read_mailbox() {
     taken_masks_.swap(masks_);
     num_unstarted_in_engine_ += static_cast<int64_t>(taken_requests_.size());
   }
-  for (auto& request : taken_requests_) engine_.add(std::move(request));
+  for (auto& [id, request] : taken_requests_) engine_.add(id, std::move(request));
   for (Mask& mask : taken_masks_) {
     engine_.set_mask(mask.request_id, mask.sample_idx, mask.position, std::move(mask.bits));
   }
@@ -211,7 +210,11 @@ void StepLoop::publish() {
   stats_.counters = engine_.counters();
   stats_.num_running = scheduler.num_running();
   stats_.num_waiting = scheduler.num_waiting();
-  stats_.num_used_blocks = scheduler.pool().num_used();
+  stats_.num_used_blocks = scheduler.cache().num_used();
+  stats_.num_unused_blocks = scheduler.cache().num_unused();
+  stats_.num_evictions = scheduler.cache().num_evictions();
+  stats_.num_looked_up_tokens = scheduler.num_looked_up_tokens();
+  stats_.num_cached_tokens = scheduler.num_cached_tokens();
   stats_.num_preemptions = scheduler.num_preemptions();
   stats_.last_step_ns = last_step_ns_;
   stats_.busy_ns = busy_ns_;

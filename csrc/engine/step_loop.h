@@ -39,6 +39,10 @@ struct EngineStats {
   int64_t num_queued_requests = 0;  // requests of which no sample has started
   int64_t num_used_blocks = 0;
   int64_t num_blocks = 0;
+  int64_t num_unused_blocks = 0;  // kept by the prefix cache, ready to be given away
+  int64_t num_evictions = 0;      // blocks that the prefix cache gave up for others
+  int64_t num_looked_up_tokens = 0;
+  int64_t num_cached_tokens = 0;
   int64_t num_preemptions = 0;
   int64_t last_step_ns = 0;
   int64_t busy_ns = 0;  // sum of all step times
@@ -54,7 +58,7 @@ class StepLoop {
 
   // Returns the request's id, from 1 upwards in order of arrival.
   // Throws std::invalid_argument, RequestTooLargeError, QueueFullError or EngineStoppedError; then nothing was queued.
-  int64_t submit(std::span<const int32_t> prompt, SamplingParams params);
+  int64_t submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope = {});
   void cancel(int64_t request_id);
   void cancel_sample(int64_t request_id, int32_t sample_idx);
   void fail_sample(int64_t request_id, int32_t sample_idx, std::string error);
@@ -105,7 +109,11 @@ class StepLoop {
 
   mutable std::mutex mailbox_mutex_;
   std::condition_variable mailbox_changed_;
-  std::vector<std::unique_ptr<Request>> new_requests_;
+  struct NewRequest {
+    int64_t id;
+    RequestTable::node_type request;
+  };
+  std::vector<NewRequest> new_requests_;
   std::vector<Cancellation> cancellations_;
   std::vector<Mask> masks_;
   int64_t next_request_id_ = 1;
@@ -119,7 +127,7 @@ class StepLoop {
   EngineStats stats_;
 
   std::atomic<int64_t> heartbeat_ns_{0};                  // 0: idle
-  std::vector<std::unique_ptr<Request>> taken_requests_;  // the step thread's side of the mailbox
+  std::vector<NewRequest> taken_requests_;  // the step thread's side of the mailbox
   std::vector<Cancellation> taken_cancellations_;
   std::vector<Mask> taken_masks_;
   int64_t last_step_ns_ = 0;
