@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import hashlib
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -74,15 +76,34 @@ class Engine:
 
     `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
+    `has_prefix_cache`: requests take the computed blocks of others whose tokens begin alike and whose `cache_salt` is the same.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """
 
-    def __init__(self, executor: Any, *, max_num_seqs: int = 64, max_num_tokens: int = 512, max_queue_len: int = 1024, max_context_len: int,
-                 vocab_size: int, on_batch_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        executor: Any,
+        *,
+        max_num_seqs: int = 64,
+        max_num_tokens: int = 512,
+        max_queue_len: int = 1024,
+        max_context_len: int,
+        vocab_size: int,
+        has_prefix_cache: bool = True,
+        on_batch_end: Callable[[], None] | None = None,
+    ) -> None:
         from . import _core  # here, so that importing this module loads no native code
 
-        self._core: Any = _core.Engine(getattr(executor, "core", executor), max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens,
-                                       max_queue_len=max_queue_len, max_context_len=max_context_len, vocab_size=vocab_size)
+        self._core: Any = _core.Engine(
+            getattr(executor, "core", executor),
+            max_num_seqs=max_num_seqs,
+            max_num_tokens=max_num_tokens,
+            max_queue_len=max_queue_len,
+            max_context_len=max_context_len,
+            vocab_size=vocab_size,
+            has_prefix_cache=has_prefix_cache,
+        )
+        self._scope_key = secrets.token_bytes(16)
         self._queue_full: type[Exception] = _core.QueueFullError
         self._too_large: type[Exception] = _core.RequestTooLargeError
         self._stopped: type[Exception] = _core.EngineStoppedError
@@ -119,7 +140,7 @@ class Engine:
         # Under the lock, so that the dispatcher cannot see an event of a request that is not in the table yet.
         with self._lock:
             try:
-                request_id: int = self._core.submit(prompt, params)
+                request_id: int = self._core.submit(prompt, params, cache_scope=self._cache_scope(params.cache_salt))
             except self._queue_full as error:
                 raise QueueFull(str(error), where="max_queue_len", hint="send the request again later") from None
             except self._too_large as error:
@@ -159,6 +180,12 @@ class Engine:
         """Requests whose last output has not been delivered."""
         with self._lock:
             return len(self._requests)
+
+    def _cache_scope(self, cache_salt: str) -> tuple[int, int]:
+        """128 bits that nobody outside this process can foresee; equal for equal salts."""
+        salt = cache_salt.encode(errors="surrogatepass")
+        digest = hashlib.blake2b(salt, digest_size=16, key=self._scope_key, person=b"fmo cache_salt").digest()
+        return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
     def __enter__(self) -> Engine:
         self.start()

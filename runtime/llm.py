@@ -95,6 +95,7 @@ class LLM:
         max_num_tokens: int = 512,
         kv_cache_bytes: int | None = None,
         kv_dtype: str | None = None,
+        has_prefix_cache: bool = True,
         add_special_tokens: bool = True,
         skip_special_tokens: bool = True,
     ) -> None:
@@ -104,6 +105,7 @@ class LLM:
             max_num_tokens=max_num_tokens,
             kv_cache_bytes=kv_cache_bytes,
             kv_dtype=kv_dtype,
+            has_prefix_cache=has_prefix_cache,
         )
         text = TextOptions(add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
         self._loaded = open_model(artifact, options, text)

@@ -35,6 +35,7 @@ FREE_MEMORY_SHARE = 0.25
 class EngineOptions:
     """`num_threads` 0: all that the process may use. `max_num_seqs`: samples at the same time. `max_num_tokens`: rows of one step.
 
+    `has_prefix_cache`: computed prompts are kept and shared between requests that begin alike.
     `kv_cache_bytes` None: as much as `max_num_seqs` full contexts need, within FREE_MEMORY_SHARE. `kv_dtype` None: that of the artifact.
     """
 
@@ -44,6 +45,7 @@ class EngineOptions:
     max_queue_len: int = 1024
     kv_cache_bytes: int | None = None
     kv_dtype: str | None = None
+    has_prefix_cache: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +126,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on
         max_queue_len=options.max_queue_len,
         max_context_len=artifact.max_context_len,
         vocab_size=artifact.vocab_size,
+        has_prefix_cache=options.has_prefix_cache,
         on_batch_end=on_batch_end,
     )
 

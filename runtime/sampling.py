@@ -1,4 +1,4 @@
-"""What one request asks of the sampler and of the stop rules, and the check of every value.
+"""What one request asks of the sampler, the stop rules and the prefix cache, and the check of every value.
 
 `SamplingParams` is plain data: text-level stop strings (`stop`) are carried for the text layer and ignored by the engine; everything else
 is honoured by the C++ engine. `validate` is the one place where a value is judged: it rejects NaN and infinities, names the field, the
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 MAX_NUM_SAMPLES = 128
 """Upper bound of `n`: every sample holds a copy of the prompt's token ids."""
+MAX_CACHE_SALT_LEN = 1024
+"""Upper bound of the characters of `cache_salt`."""
 MAX_LOGIT_BIAS = 1e6
 """Upper bound of |logit_bias|: far above any logit, far below the float32 range."""
 _UINT64_MAX = 2**64 - 1
@@ -46,6 +48,8 @@ class SamplingParams:
     `stop_token_sequences`: end the sample as soon as its output ends with one of them.
     `forced_output_tokens`: the first output tokens, whatever the model says; stop rules look again from the last of them on.
     `stop`: strings, for the text layer.
+    `cache_salt`: computed prompts are shared with requests of the same salt only, so that no tenant can tell by the time of an answer what
+    another has asked.
     """
 
     max_tokens: int | None = None
@@ -72,6 +76,7 @@ class SamplingParams:
     forced_output_tokens: tuple[int, ...] = ()
     xtc_threshold: float = 0.0
     xtc_probability: float = 0.0
+    cache_salt: str = ""
 
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
@@ -90,12 +95,18 @@ class SamplingParams:
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, vocab_size)
         self._check_seed()
+        if not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
+            raise InvalidSamplingParams("cache_salt", self.cache_salt, f"a string of at most {MAX_CACHE_SALT_LEN} characters")
         self._check_token_lists(vocab_size)
 
     def _check_lengths(self, max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
-            raise InvalidSamplingParams("prompt", f"{prompt_len} tokens", f"1 to {max_context_len - 1} tokens",
-                                        f"the context of this model is {max_context_len} tokens, one is for the answer")
+            raise InvalidSamplingParams(
+                "prompt",
+                f"{prompt_len} tokens",
+                f"1 to {max_context_len - 1} tokens",
+                f"the context of this model is {max_context_len} tokens, one is for the answer",
+            )
         room = max_context_len - prompt_len
         where = f"prompt of {prompt_len} tokens in a context of {max_context_len}"
         if self.max_tokens is not None:

@@ -15,6 +15,7 @@
 
 #include "bindings/bindings.h"
 #include "engine/block_pool.h"
+#include "engine/prefix_cache.h"
 #include "engine/random.h"
 #include "engine/step_loop.h"
 #include "executor/executor.h"
@@ -244,6 +245,40 @@ nb::tuple sample_token(const FloatRow& logits, const TokenIds& prompt, const Tok
                         nb::cast(std::vector<std::pair<int32_t, float>>(result.top_logprobs)));
 }
 
+using ScopePair = std::pair<uint64_t, uint64_t>;
+
+CacheScope scope_of(const ScopePair& pair) { return {pair.first, pair.second}; }
+
+void bind_prefix_cache(nb::module_& m) {
+  nb::class_<PrefixCache>(m, "PrefixCache", "KV block ids and what their blocks are known to hold.")
+      .def(nb::init<int64_t, int64_t, uint64_t>(), nb::arg("num_blocks"), nb::arg("block_size"),
+           nb::arg("hash_seed") = 0)
+      .def("allocate", &PrefixCache::allocate)
+      .def("retain", &PrefixCache::retain, nb::arg("block"))
+      .def("release", &PrefixCache::release, nb::arg("block"))
+      .def(
+          "find",
+          [](const PrefixCache& self, const ScopePair& scope, const TokenIds& tokens) {
+            std::vector<int32_t> blocks;
+            self.find(scope_of(scope), tokens, blocks);
+            return blocks;
+          },
+          nb::arg("scope"), nb::arg("tokens"))
+      .def(
+          "publish",
+          [](PrefixCache& self, const ScopePair& scope, std::optional<int32_t> parent, const TokenIds& tokens,
+             int32_t block) { return self.publish(scope_of(scope), parent.value_or(kNoBlock), tokens, block); },
+          nb::arg("scope"), nb::arg("parent").none(), nb::arg("tokens"), nb::arg("block"))
+      .def("forget", &PrefixCache::forget, nb::arg("block"))
+      .def(
+          "check_invariants",
+          [](const PrefixCache& self, const std::vector<int32_t>& num_users) { self.check_invariants(num_users); },
+          nb::arg("num_users"), "Raises unless all agrees, where num_users[b] sequences use block b.")
+      .def_prop_ro("num_available", &PrefixCache::num_available)
+      .def_prop_ro("num_unused", &PrefixCache::num_unused)
+      .def_prop_ro("num_evictions", &PrefixCache::num_evictions);
+}
+
 }  // namespace
 
 void bind_engine(nb::module_& m) {
@@ -342,6 +377,8 @@ void bind_engine(nb::module_& m) {
       .def("ref_count", &BlockPool::ref_count, nb::arg("block"))
       .def_prop_ro("num_free", &BlockPool::num_free)
       .def_prop_ro("num_used", &BlockPool::num_used);
+
+  bind_prefix_cache(m);
 
   m.def("sample_token", &sample_token, nb::arg("logits"), nb::arg("prompt"), nb::arg("output"), nb::arg("params"),
         nb::arg("seed"), nb::arg("allowed_bits") = std::vector<uint32_t>{},

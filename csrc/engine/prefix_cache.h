@@ -2,7 +2,7 @@
 // of a prompt's head that anyone has computed before.
 //
 //   scope ──▶ [tokens 0…15] block 7 ──▶ [tokens 16…31] block 3
-//                                  └──▶ [other tokens] block 9         a known block's parent holds the tokens before it
+//                                  └──▶ [other tokens] block 9      the parent holds the tokens before
 //
 // A known block has one reference of the tree and one of each sequence that uses it; a sequence that uses a block uses
 // all blocks above it. Known blocks without a sequence are kept until their place is needed, the one unused for longest
@@ -87,7 +87,7 @@ class PrefixCache {
   const uint64_t hash_seed_;
   std::vector<Node> nodes_;      // [num_blocks]
   std::vector<int32_t> tokens_;  // [num_blocks, block_size] content of known blocks
-  std::vector<int32_t> table_;   // open addressing, linear probing: block or kNoBlock; a power of two, at most half full
+  std::vector<int32_t> table_;  // open addressing, linear probing: block or kNoBlock; a power of two, at most half full
   int32_t oldest_ = kNoBlock, newest_ = kNoBlock;
   int64_t num_unused_ = 0;
   int64_t num_evictions_ = 0;

@@ -77,7 +77,8 @@ void Scheduler::admit_waiting() {
     Sequence& sequence = **next;
     find_prefix(sequence);
     if (waits_for_sibling(sequence, static_cast<int64_t>(prefix_.size()))) {
-      ++next;
+      // They share one prompt: what holds for this sample holds for the later ones.
+      while (next != waiting_.end() && (*next)->request == sequence.request) ++next;
       continue;
     }
     if (!fits(sequence, prefix_)) return;

@@ -60,7 +60,7 @@ struct Request {
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
   int64_t max_total_len = 0;  // prompt + output at which a sample ends
-  CacheScope cache_scope;  // with whom its blocks may be shared
+  CacheScope cache_scope;     // with whom its blocks may be shared
   std::vector<Sequence> samples;
   int64_t num_open_samples = 0;
   int64_t num_waiting_samples = 0;

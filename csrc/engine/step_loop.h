@@ -126,7 +126,7 @@ class StepLoop {
   std::vector<TokenEvent> outbox_;
   EngineStats stats_;
 
-  std::atomic<int64_t> heartbeat_ns_{0};                  // 0: idle
+  std::atomic<int64_t> heartbeat_ns_{0};    // 0: idle
   std::vector<NewRequest> taken_requests_;  // the step thread's side of the mailbox
   std::vector<Cancellation> taken_cancellations_;
   std::vector<Mask> taken_masks_;

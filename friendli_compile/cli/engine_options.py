@@ -27,7 +27,7 @@ class Size(click.ParamType):
 
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory and --kv-dtype."""
+    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory, --kv-dtype and --prefix-cache."""
     options = [
         click.option("--num-threads", type=click.IntRange(min=0), default=0, help="CPU threads. 0: all that the process may use."),
         click.option("--max-batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences at the same time."),
@@ -44,6 +44,12 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Memory of the KV cache, e.g. 512MiB. Default: what the batch needs, at most 1/4 of what is free.",
         ),
         click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), help="How the KV cache is stored. Default: as the artifact says."),
+        click.option(
+            "--prefix-cache/--no-prefix-cache",
+            default=True,
+            show_default=True,
+            help="Keep computed prompts and share them between requests that begin alike.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)

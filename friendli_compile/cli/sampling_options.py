@@ -62,4 +62,5 @@ def open_llm(artifact: Path, options: dict[str, Any]) -> LLM:
         max_num_tokens=options["max_num_tokens_per_step"],
         kv_cache_bytes=options["kv_cache_memory"],
         kv_dtype=options["kv_dtype"],
+        has_prefix_cache=options["prefix_cache"],
     )

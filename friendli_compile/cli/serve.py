@@ -91,6 +91,7 @@ def serve(
             max_queue_len=max_queue_len,
             kv_cache_bytes=engine["kv_cache_memory"],
             kv_dtype=engine["kv_dtype"],
+            has_prefix_cache=engine["prefix_cache"],
         ),
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
         app=AppOptions(

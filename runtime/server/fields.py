@@ -88,6 +88,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     eos_token: list[int] | None = None
     ignore_eos: bool | None = None
     timeout_microseconds: int | None = None
+    cache_salt: str | None = None
 
 
 class ChatRequest(GenerationRequest, kw_only=True):

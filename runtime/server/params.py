@@ -30,6 +30,7 @@ _SAME_NAME = (
     "repetition_penalty",
     "ignore_eos",
     "n",
+    "cache_salt",
 )
 _API_NAMES = {
     "bad_words_ids": "bad_words",

@@ -92,14 +92,21 @@ class Answer:
 class ManualEngine:
     """`_core.Engine` stepped by hand, with the answers collected and the invariants checked after every step."""
 
-    def __init__(self, model: HashModel, *, max_num_seqs=4, max_num_tokens=8, max_queue_len=100, max_context_len=64) -> None:
+    def __init__(self, model: HashModel, *, max_num_seqs=4, max_num_tokens=8, max_queue_len=100, max_context_len=64, **options) -> None:
         self.model = model
-        self.core = _core.Engine(model, max_num_seqs=max_num_seqs, max_num_tokens=max_num_tokens, max_queue_len=max_queue_len,
-                                 max_context_len=max_context_len, vocab_size=model.vocab_size)
+        self.core = _core.Engine(
+            model,
+            max_num_seqs=max_num_seqs,
+            max_num_tokens=max_num_tokens,
+            max_queue_len=max_queue_len,
+            max_context_len=max_context_len,
+            vocab_size=model.vocab_size,
+            **options,
+        )
         self.answers: dict[tuple[int, int], Answer] = {}
 
-    def submit(self, prompt: list[int], params: SamplingParams) -> int:
-        request_id = self.core.submit(prompt, params)
+    def submit(self, prompt: list[int], params: SamplingParams, cache_scope: tuple[int, int] = (0, 0)) -> int:
+        request_id = self.core.submit(prompt, params, cache_scope=cache_scope)
         for sample_idx in range(params.n):
             self.answers[request_id, sample_idx] = Answer()
         return request_id
@@ -133,7 +140,7 @@ def expected_answer(prompt: list[int], params: SamplingParams, sample_idx: int, 
         token_id, _, _ = _core.sample_token(logits_of(history, vocab_size), prompt, answer.tokens, alone, seed)
         answer.tokens.append(token_id)
         is_end = (token_id in alone.eos_token_ids and not alone.ignore_eos) or token_id in alone.stop_token_ids
-        is_end |= any(tuple(answer.tokens[-len(tail):]) == tail for tail in alone.stop_token_sequences)
+        is_end |= any(tuple(answer.tokens[-len(tail) :]) == tail for tail in alone.stop_token_sequences)
         if is_end and len(answer.tokens) >= len(alone.forced_output_tokens):
             answer.finish_reason = "stop"
         elif len(answer.tokens) == limit:

@@ -5,7 +5,7 @@ from friendli_runtime.sampling import SamplingParams
 
 
 def ends_with(tokens: list[int], tail: tuple[int, ...]) -> bool:
-    return len(tail) == 0 or tuple(tokens[-len(tail):]) == tuple(tail)
+    return len(tail) == 0 or tuple(tokens[-len(tail) :]) == tuple(tail)
 
 
 def processed_logits(logits: np.ndarray, prompt: list[int], output: list[int], params: SamplingParams) -> np.ndarray:
@@ -21,7 +21,7 @@ def processed_logits(logits: np.ndarray, prompt: list[int], output: list[int], p
     n = params.no_repeat_ngram
     if n > 1:
         for start in range(len(history) - n + 1):
-            if len(history) >= n - 1 and history[start: start + n - 1] == history[len(history) - n + 1:]:
+            if len(history) >= n - 1 and history[start : start + n - 1] == history[len(history) - n + 1 :]:
                 x[history[start + n - 1]] = -np.inf
     for word in params.bad_words_ids:
         if ends_with(history, word[:-1]):
@@ -47,7 +47,7 @@ def distribution(x: np.ndarray, params: SamplingParams, has_xtc_fired: bool = Fa
     if has_xtc_fired:
         share = weights[order] / weights[order].sum()
         num_above = int((share >= params.xtc_threshold).sum())
-        order = order[max(num_above - 1, 0):]
+        order = order[max(num_above - 1, 0) :]
     result = np.zeros(len(x))
     result[order] = weights[order] / weights[order].sum()
     return result

@@ -72,8 +72,10 @@ def test_concurrent_requests_from_many_threads_get_the_tokens_of_solo_runs():
     requests = [([index % 24] * (index % 9 + 1), SamplingParams(seed=index, max_tokens=12, n=index % 3 + 1)) for index in range(40)]
     sinks = [Collector(params.n) for _, params in requests]
     with make_engine() as engine:
-        threads = [threading.Thread(target=engine.submit, args=(prompt, params, sink))
-                   for (prompt, params), sink in zip(requests, sinks, strict=True)]
+        threads = [
+            threading.Thread(target=engine.submit, args=(prompt, params, sink))
+            for (prompt, params), sink in zip(requests, sinks, strict=True)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -123,6 +125,16 @@ def test_cancelling_one_sample_leaves_its_siblings():
         sink.wait()
     reasons = {output.sample_idx: output.finish_reason for output in sink.outputs if output.finish_reason}
     assert reasons == {0: "cancelled", 1: "length"}
+
+
+def test_prompts_are_shared_between_requests_of_one_cache_salt_only():
+    cached = {}
+    with make_engine(max_context_len=32) as engine:
+        for name, salt in (("first", ""), ("again", ""), ("other", "tenant"), ("other again", "tenant"), ("longer salt", "tenant ")):
+            sink = Collector()
+            engine.submit(list(range(9)), SamplingParams(max_tokens=2, cache_salt=salt), sink)
+            cached[name] = sink.wait().outputs[0].num_cached_tokens
+    assert cached == {"first": 0, "again": 8, "other": 0, "other again": 8, "longer salt": 0}
 
 
 def test_a_full_queue_refuses_and_the_refused_sink_is_never_called():

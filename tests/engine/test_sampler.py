@@ -37,14 +37,19 @@ def assert_frequencies_match(observed: np.ndarray, expected: np.ndarray, num_dra
 def random_processors(rng: random.Random) -> dict:
     tokens = range(VOCAB)
     return {
-        "repetition_penalty": rng.choice([1.0, 1.3, 0.7]), "frequency_penalty": rng.choice([0.0, 1.1, -0.4]),
+        "repetition_penalty": rng.choice([1.0, 1.3, 0.7]),
+        "frequency_penalty": rng.choice([0.0, 1.1, -0.4]),
         "presence_penalty": rng.choice([0.0, 0.9]),
         "logit_bias": {rng.choice(tokens): rng.uniform(-9, 9) for _ in range(rng.choice([0, 3]))},
-        "no_repeat_ngram": rng.choice([0, 1, 2, 3]), "min_tokens": rng.choice([0, 100]), "max_tokens": 200,
+        "no_repeat_ngram": rng.choice([0, 1, 2, 3]),
+        "min_tokens": rng.choice([0, 100]),
+        "max_tokens": 200,
         "bad_words_ids": tuple(tuple(rng.choices(range(5), k=rng.randint(1, 3))) for _ in range(rng.choice([0, 4]))),
-        "eos_token_ids": tuple(rng.choices(tokens, k=2)), "stop_token_ids": tuple(rng.choices(tokens, k=2)),
+        "eos_token_ids": tuple(rng.choices(tokens, k=2)),
+        "stop_token_ids": tuple(rng.choices(tokens, k=2)),
         "stop_token_sequences": tuple(tuple(rng.choices(range(5), k=rng.randint(1, 2))) for _ in range(3)),
-        "ignore_eos": rng.random() < 0.3}
+        "ignore_eos": rng.random() < 0.3,
+    }
 
 
 @pytest.mark.parametrize("seed", range(150))
@@ -61,9 +66,15 @@ def test_a_draw_is_the_inverse_of_the_reference_distribution(seed):
     rng = random.Random(seed)
     vocab_size = rng.choice([VOCAB, 1500])
     fields = random_processors(rng) if rng.random() < 0.5 else {}
-    params = SamplingParams(temperature=rng.choice([0.3, 1.0, 2.5]), top_k=rng.choice([0, 1, 7, 40, vocab_size]),
-                            top_p=rng.choice([1.0, 0.99, 0.9, 0.3, 0.0]), min_p=rng.choice([0.0, 0.05, 1.0]),
-                            xtc_probability=rng.choice([0.0, 0.5]), xtc_threshold=rng.choice([0.0, 0.01, 0.1]), **fields)
+    params = SamplingParams(
+        temperature=rng.choice([0.3, 1.0, 2.5]),
+        top_k=rng.choice([0, 1, 7, 40, vocab_size]),
+        top_p=rng.choice([1.0, 0.99, 0.9, 0.3, 0.0]),
+        min_p=rng.choice([0.0, 0.05, 1.0]),
+        xtc_probability=rng.choice([0.0, 0.5]),
+        xtc_threshold=rng.choice([0.0, 0.01, 0.1]),
+        **fields,
+    )
     prompt, output = rng.choices(range(5), k=4), rng.choices(range(5), k=rng.randint(0, 9))
     logits = make_logits(seed, vocab_size)
     x = processed_logits(logits, prompt, output, params)
@@ -77,8 +88,9 @@ def test_a_draw_is_the_inverse_of_the_reference_distribution(seed):
     assert bounds[position] - 1e-6 <= random_uniform(seed, len(output), 0) <= bounds[position + 1] + 1e-6
 
 
-@pytest.mark.parametrize("fields", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1},
-                                    {"top_k": 8, "top_p": 0.9, "min_p": 0.02}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"temperature": 0.5}, {"top_k": 5}, {"top_p": 0.8}, {"min_p": 0.1}, {"top_k": 8, "top_p": 0.9, "min_p": 0.02}]
+)
 def test_frequencies_over_seeds_are_those_of_the_distribution(fields):
     logits = make_logits(1, 16) / 2
     params = SamplingParams(**fields)
@@ -111,7 +123,8 @@ def test_ties_go_to_the_lowest_id():
 def test_a_tiny_temperature_is_greedy_and_never_a_nan():
     for temperature in (1e-3, 1e-30, 5e-324):
         assert {sample_token(make_logits(2), [0], [], SamplingParams(temperature=temperature), seed)[0] for seed in range(20)} == {
-            int(np.argmax(make_logits(2)))}
+            int(np.argmax(make_logits(2)))
+        }
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -151,8 +164,9 @@ def test_only_allowed_tokens_are_chosen():
     assert chosen == set(allowed)
 
 
-@pytest.mark.parametrize(("row", "message"), [([0, np.nan, 1], "NaN"), ([0, np.inf, 1], "no finite score"),
-                                              ([-np.inf] * 3, "no finite score")])
+@pytest.mark.parametrize(
+    ("row", "message"), [([0, np.nan, 1], "NaN"), ([0, np.inf, 1], "no finite score"), ([-np.inf] * 3, "no finite score")]
+)
 def test_a_row_that_cannot_be_sampled_is_an_error_even_for_greedy_and_forced_tokens(row, message):
     for params in (SamplingParams(), SamplingParams(temperature=0.0), SamplingParams(forced_output_tokens=(1,))):
         with pytest.raises(RuntimeError, match=message):

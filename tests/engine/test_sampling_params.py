@@ -12,8 +12,10 @@ def validate(**fields) -> None:
     SamplingParams(**fields).validate(VOCAB, CONTEXT, PROMPT)
 
 
-@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
-                                   "xtc_threshold", "xtc_probability"])
+@pytest.mark.parametrize(
+    "field",
+    ["temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "xtc_threshold", "xtc_probability"],
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -2.5, 1e9, "1", None, True])
 def test_numbers_that_are_not_finite_or_out_of_bounds_are_refused_by_name(field, value):
     with pytest.raises(InvalidSamplingParams, match=f"'{field}' is ") as caught:
@@ -21,12 +23,25 @@ def test_numbers_that_are_not_finite_or_out_of_bounds_are_refused_by_name(field,
     assert caught.value.field == field and caught.value.bounds
 
 
-@pytest.mark.parametrize(("field", "values"), [
-    ("max_tokens", [0, -1, CONTEXT - PROMPT + 1, 10**30, 1.5]), ("max_total_tokens", [PROMPT, CONTEXT + 1]), ("min_tokens", [-1, 55]),
-    ("top_k", [-1, VOCAB + 1, 2.0]), ("n", [0, MAX_NUM_SAMPLES + 1]), ("logprobs", [-1, VOCAB + 1]), ("seed", [-1, 2**64, 1.0, (1, 2)]),
-    ("no_repeat_ngram", [-1]), ("stop_token_ids", [(VOCAB,), (-1,)]), ("eos_token_ids", [(VOCAB,)]),
-    ("forced_output_tokens", [(-1,), (1,) * 55]),
-    ("bad_words_ids", [((),), ((1, VOCAB),)]), ("stop_token_sequences", [((),), ((-1,),)]), ("logit_bias", [{VOCAB: 1.0}, {-1: 1.0}])])
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("max_tokens", [0, -1, CONTEXT - PROMPT + 1, 10**30, 1.5]),
+        ("max_total_tokens", [PROMPT, CONTEXT + 1]),
+        ("min_tokens", [-1, 55]),
+        ("top_k", [-1, VOCAB + 1, 2.0]),
+        ("n", [0, MAX_NUM_SAMPLES + 1]),
+        ("logprobs", [-1, VOCAB + 1]),
+        ("seed", [-1, 2**64, 1.0, (1, 2)]),
+        ("no_repeat_ngram", [-1]),
+        ("stop_token_ids", [(VOCAB,), (-1,)]),
+        ("eos_token_ids", [(VOCAB,)]),
+        ("forced_output_tokens", [(-1,), (1,) * 55]),
+        ("bad_words_ids", [((),), ((1, VOCAB),)]),
+        ("stop_token_sequences", [((),), ((-1,),)]),
+        ("logit_bias", [{VOCAB: 1.0}, {-1: 1.0}]),
+    ],
+)
 def test_integers_and_token_ids_out_of_bounds_are_refused_by_name(field, values):
     for value in values:
         with pytest.raises(InvalidSamplingParams, match=f"'{field}' is "):
@@ -40,8 +55,20 @@ def test_a_bias_that_is_not_a_modest_number_is_refused(bias):
 
 
 def test_values_at_the_bounds_pass():
-    validate(temperature=0.0, top_k=VOCAB, top_p=0.0, min_p=1.0, max_tokens=CONTEXT - PROMPT, min_tokens=CONTEXT - PROMPT, logprobs=VOCAB,
-             seed=2**64 - 1, frequency_penalty=-2.0, presence_penalty=2.0, xtc_probability=1.0, logit_bias={0: -100.0, VOCAB - 1: 100.0})
+    validate(
+        temperature=0.0,
+        top_k=VOCAB,
+        top_p=0.0,
+        min_p=1.0,
+        max_tokens=CONTEXT - PROMPT,
+        min_tokens=CONTEXT - PROMPT,
+        logprobs=VOCAB,
+        seed=2**64 - 1,
+        frequency_penalty=-2.0,
+        presence_penalty=2.0,
+        xtc_probability=1.0,
+        logit_bias={0: -100.0, VOCAB - 1: 100.0},
+    )
     validate(n=3, seed=(1, 2, 3), max_total_tokens=CONTEXT, stop=("x",), forced_output_tokens=(1,) * (CONTEXT - PROMPT))
 
 
@@ -51,9 +78,17 @@ def test_a_prompt_without_room_for_an_answer_is_refused(prompt_len):
         SamplingParams().validate(VOCAB, CONTEXT, prompt_len)
 
 
-@pytest.mark.parametrize(("fields", "limit"), [
-    ({}, 54), ({"max_tokens": 5}, 5), ({"max_total_tokens": 20}, 10), ({"max_tokens": 30, "max_total_tokens": 20}, 10),
-    ({"forced_output_tokens": (1, 2)}, 2), ({"forced_output_tokens": (1, 2), "max_tokens": 7}, 7)])
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [
+        ({}, 54),
+        ({"max_tokens": 5}, 5),
+        ({"max_total_tokens": 20}, 10),
+        ({"max_tokens": 30, "max_total_tokens": 20}, 10),
+        ({"forced_output_tokens": (1, 2)}, 2),
+        ({"forced_output_tokens": (1, 2), "max_tokens": 7}, 7),
+    ],
+)
 def test_the_tightest_length_limit_counts(fields, limit):
     assert SamplingParams(**fields).output_limit(CONTEXT, PROMPT) == limit
 

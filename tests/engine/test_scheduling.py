@@ -14,11 +14,18 @@ EOS = 3
 
 def random_params(rng: random.Random, room: int) -> SamplingParams:
     return SamplingParams(
-        temperature=rng.choice([0.0, 0.7, 1.5]), top_k=rng.choice([0, 5]), top_p=rng.choice([1.0, 0.9]),
-        repetition_penalty=rng.choice([1.0, 1.3]), frequency_penalty=rng.choice([0.0, 0.5]), n=rng.choice([1, 1, 1, 2, 3]),
-        seed=rng.randrange(2**32), max_tokens=rng.choice([None, rng.randint(1, room)]),
-        eos_token_ids=rng.choice([(EOS,), (EOS, 5, 7), ()]), stop_token_sequences=rng.choice([(), ((1,), (2, 4))]),
-        forced_output_tokens=tuple(rng.randrange(24) for _ in range(rng.choice([0, 0, min(3, room)]))))
+        temperature=rng.choice([0.0, 0.7, 1.5]),
+        top_k=rng.choice([0, 5]),
+        top_p=rng.choice([1.0, 0.9]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        frequency_penalty=rng.choice([0.0, 0.5]),
+        n=rng.choice([1, 1, 1, 2, 3]),
+        seed=rng.randrange(2**32),
+        max_tokens=rng.choice([None, rng.randint(1, room)]),
+        eos_token_ids=rng.choice([(EOS,), (EOS, 5, 7), ()]),
+        stop_token_sequences=rng.choice([(), ((1,), (2, 4))]),
+        forced_output_tokens=tuple(rng.randrange(24) for _ in range(rng.choice([0, 0, min(3, room)]))),
+    )
 
 
 def assert_answers_are_those_of_solo_runs(engine: ManualEngine, requests: dict, cancelled: set) -> None:
@@ -38,8 +45,9 @@ def test_random_request_streams_give_each_sample_its_own_tokens_and_return_every
     block_size = rng.choice([1, 2, 4])
     model = HashModel(num_blocks=rng.randint(24, 40) // block_size, block_size=block_size)
     max_num_seqs = rng.randint(1, 6)
-    engine = ManualEngine(model, max_num_seqs=max_num_seqs, max_num_tokens=max_num_seqs + rng.randint(0, 8),
-                          max_context_len=rng.randint(16, 30))
+    engine = ManualEngine(
+        model, max_num_seqs=max_num_seqs, max_num_tokens=max_num_seqs + rng.randint(0, 8), max_context_len=rng.randint(16, 30)
+    )
     requests, cancelled = {}, set()
     total_len = engine.core.max_total_len
 
@@ -197,8 +205,13 @@ def test_cancelling_unknown_finished_or_impossible_ids_is_ignored():
     engine = ManualEngine(HashModel(num_blocks=8))
     request_id = engine.submit([1], SamplingParams(max_tokens=1))
     engine.run()
-    for cancel in (lambda: engine.core.cancel(request_id), lambda: engine.core.cancel(77), lambda: engine.core.cancel(-1),
-                   lambda: engine.core.cancel_sample(request_id, 5), lambda: engine.core.cancel_sample(request_id, -1)):
+    for cancel in (
+        lambda: engine.core.cancel(request_id),
+        lambda: engine.core.cancel(77),
+        lambda: engine.core.cancel(-1),
+        lambda: engine.core.cancel_sample(request_id, 5),
+        lambda: engine.core.cancel_sample(request_id, -1),
+    ):
         cancel()
     assert not engine.step()
     assert engine.stat("num_finished_samples") == 1
@@ -288,9 +301,15 @@ def test_the_queue_is_bounded_and_takes_more_when_requests_start():
     assert engine.stat("num_queued_requests") == 0
 
 
-@pytest.mark.parametrize(("option", "value", "message"), [
-    ("max_num_seqs", 0, "max_num_seqs is 0"), ("max_num_tokens", 3, "max_num_tokens .* is 3, expected at least 4"),
-    ("max_context_len", 1, "max_context_len is 1"), ("max_queue_len", 0, "max_queue_len is 0")])
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("max_num_seqs", 0, "max_num_seqs is 0"),
+        ("max_num_tokens", 3, "max_num_tokens .* is 3, expected at least 4"),
+        ("max_context_len", 1, "max_context_len is 1"),
+        ("max_queue_len", 0, "max_queue_len is 0"),
+    ],
+)
 def test_options_that_cannot_work_are_refused(option, value, message):
     with pytest.raises(ValueError, match=message):
         ManualEngine(HashModel(num_blocks=4), **{option: value})

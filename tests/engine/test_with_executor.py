@@ -30,10 +30,18 @@ def artifact(tmp_path_factory) -> Artifact:
     return Artifact.open(write_tiny_artifact(tmp_path_factory.mktemp("engine") / "tiny"))
 
 
-def run_all(artifact: Artifact, setting: dict, requests: list[tuple[list[int], SamplingParams]]) -> tuple[list[list[TokenOutput]], dict]:
+def run_all(
+    artifact: Artifact, setting: dict, requests: list[tuple[list[int], SamplingParams]], **options
+) -> tuple[list[list[TokenOutput]], dict]:
     """The outputs of each request in order of arrival, and the engine's stats at the end."""
-    executor = load_executor(artifact, num_threads=setting["num_threads"], max_num_tokens=setting["max_num_tokens"],
-                             max_num_logits=setting["max_num_seqs"], num_blocks=setting["num_blocks"], kv_dtype="f32")
+    executor = load_executor(
+        artifact,
+        num_threads=setting["num_threads"],
+        max_num_tokens=setting["max_num_tokens"],
+        max_num_logits=setting["max_num_seqs"],
+        num_blocks=setting["num_blocks"],
+        kv_dtype="f32",
+    )
     outputs: list[list[TokenOutput]] = [[] for _ in requests]
     is_done = threading.Semaphore(0)
 
@@ -43,10 +51,17 @@ def run_all(artifact: Artifact, setting: dict, requests: list[tuple[list[int], S
             for output in new:
                 if output.finish_reason:
                     is_done.release()
+
         return sink
 
-    engine = Engine(executor, max_num_seqs=setting["max_num_seqs"], max_num_tokens=setting["max_num_tokens"], max_context_len=CONTEXT,
-                    vocab_size=VOCAB)
+    engine = Engine(
+        executor,
+        max_num_seqs=setting["max_num_seqs"],
+        max_num_tokens=setting["max_num_tokens"],
+        max_context_len=CONTEXT,
+        vocab_size=VOCAB,
+        **options,
+    )
     for request_idx, (prompt, params) in enumerate(requests):  # before the start: the steps do not depend on the speed of the machine
         engine.submit(prompt, params, sink_of(request_idx))
     with engine:
@@ -57,10 +72,15 @@ def run_all(artifact: Artifact, setting: dict, requests: list[tuple[list[int], S
 
 def random_requests(seed: int, num_requests: int) -> list[tuple[list[int], SamplingParams]]:
     rng = random.Random(seed)
-    return [([rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))],
-             SamplingParams(temperature=rng.choice([0.0, 1.0]), seed=index, n=rng.choice([1, 1, 2]), logprobs=2,
-                            max_tokens=rng.randint(1, 24)))
-            for index in range(num_requests)]
+    return [
+        (
+            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 40))],
+            SamplingParams(
+                temperature=rng.choice([0.0, 1.0]), seed=index, n=rng.choice([1, 1, 2]), logprobs=2, max_tokens=rng.randint(1, 24)
+            ),
+        )
+        for index in range(num_requests)
+    ]
 
 
 def bits_by_sample(outputs: list[TokenOutput]) -> dict[int, list[tuple]]:
@@ -78,8 +98,11 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_interpreter(artifact):
     (outputs,), _ = run_all(artifact, SETTINGS[0], [(prompt, SamplingParams(temperature=0.0, max_tokens=12, logprobs=0))])
     tokens = list(prompt)
     for output in outputs:
-        inputs = {"input_ids": np.array(tokens, np.int32), "position_ids": np.arange(len(tokens), dtype=np.int32),
-                  "logit_rows": np.array([len(tokens) - 1], np.int32)}
+        inputs = {
+            "input_ids": np.array(tokens, np.int32),
+            "position_ids": np.arange(len(tokens), dtype=np.int32),
+            "logit_rows": np.array([len(tokens) - 1], np.int32),
+        }
         (logits,) = interpret(graph, inputs, rounded, BatchDescription.of_lengths([len(tokens)]))
         shifted = logits[0].astype(np.float64) - logits[0].max()
         assert output.token_id == int(np.argmax(shifted))
@@ -95,6 +118,23 @@ def test_tokens_and_logprobs_are_the_same_bits_for_every_batch_chunking_thread_c
     assert all(other == together for other in others)
     alone = [bits_by_sample(run_all(artifact, SETTINGS[0], [request])[0][0]) for request in requests[:6]]
     assert alone == together[:6]
+
+
+def test_a_prefix_that_is_known_changes_no_bit_of_what_follows(artifact):
+    rng = random.Random(5)
+    head = [rng.randrange(VOCAB) for _ in range(40)]
+    requests = [
+        (
+            head[: rng.randint(1, 40)] + [rng.randrange(VOCAB) for _ in range(rng.randint(0, 9))],
+            SamplingParams(temperature=1.0, seed=index, logprobs=2, max_tokens=12),
+        )
+        for index in range(20)
+    ]
+    setting = {"num_threads": 2, "max_num_tokens": 16, "max_num_seqs": 3, "num_blocks": 12}
+    with_cache, stats = run_all(artifact, setting, requests)
+    without, no_stats = run_all(artifact, setting, requests, has_prefix_cache=False)
+    assert stats["num_cached_tokens"] > 200 and no_stats["num_cached_tokens"] == 0
+    assert [bits_by_sample(outputs) for outputs in with_cache] == [bits_by_sample(outputs) for outputs in without]
 
 
 def test_blocks_are_all_free_after_cancelled_requests(artifact):

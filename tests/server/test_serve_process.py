@@ -85,6 +85,24 @@ def test_a_seed_replays_each_of_several_samples(process: Process) -> None:
         assert again["choices"][0]["tokens"] == choice["tokens"]
 
 
+def test_usage_counts_the_prompt_tokens_that_were_cached_for_the_same_salt(process: Process) -> None:
+    def usage(salt: str, **fields: Any) -> dict[str, Any]:
+        body = {"tokens": list(range(40)), "max_tokens": 2, "cache_salt": salt, **fields}
+        response = httpx.post(process.url + "/v1/completions", json=body)
+        return (frames(response)[-1] if "stream" in fields else response.json())["usage"]
+
+    stream = {"stream": True, "stream_options": {"include_usage": True}}
+    cached = [usage(*given)["prompt_tokens_details"]["cached_tokens"] for given in (["a"], ["a"], ["b"], ["b"])]
+    assert cached == [0, 32, 0, 32]
+    assert usage("a", **stream) == {
+        "prompt_tokens": 40, "completion_tokens": 2, "total_tokens": 42, "prompt_tokens_details": {"cached_tokens": 32}
+    }  # fmt: skip
+    page = httpx.get(process.metrics_url + "/metrics").text
+    assert float(page.partition("friendli_tcache_hit_ratio_sum ")[2].partition("\n")[0]) >= 3 * 0.8
+    refused = httpx.post(process.url + "/v1/completions", json={"prompt": "a", "cache_salt": "x" * 2000})
+    assert refused.status_code == 422 and refused.json()["error"]["param"] == "cache_salt"
+
+
 def test_a_client_that_leaves_frees_the_engine(process: Process) -> None:
     body = json.dumps({"prompt": "abc", "ignore_eos": True, "stream": True, "n": 4}).encode()
     with socket.create_connection(("127.0.0.1", int(process.url.rsplit(":", 1)[1]))) as sock:
