@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from ..self_check.layer_outputs import ALIGNMENT, F32_BYTES, Tap, tapped_plan
-from .compare import compare_sequences
+from .compare import Reference, compare_sequences
 from .figures import join
 from .packed_run import PackedRun, Runnable, longest
 from .probes import TOKEN_PARAMS, ProbeSet
-from .variants import Call, Unit, renamed, require_same_calls, variant
+from .variants import Call, Unit, renamed, variant
 
 Progress = Callable[[str, float], None]
 NUM_ERROR_TOKENS = 256  # rows on which output errors are measured
@@ -41,11 +41,6 @@ class UnitFigures:
     relative_error: float
     kl: float | None
     share: float
-
-    @property
-    def damage(self) -> float:
-        """What units are ordered by."""
-        return self.share
 
     def to_json(self, plan: Mapping[str, Any]) -> dict[str, Any]:
         dtypes = {str(plan["weights"][name]["dtype"]) for name in self.unit.weights}
@@ -64,7 +59,6 @@ def unit_figures(
     reference: Runnable, quantized: Runnable, units: Sequence[Unit], probes: ProbeSet, num_params: int, progress: Progress | None = None
 ) -> list[UnitFigures]:
     """The figures of every unit, in their order."""
-    require_same_calls(reference.plan, quantized.plan)
     report = progress or (lambda what, fraction: None)
     errors = relative_errors(reference, quantized, units, probes, lambda done: report("the error of every layer", 0.5 * done))
     num_tokens = TOKEN_PARAMS // max(1, num_params * len(units))
@@ -83,11 +77,11 @@ def single_unit_kl(
     progress: Callable[[float], None] | None = None,
 ) -> list[float]:
     """For each unit the mean KL divergence of the reference with it alone quantized, on the same few tokens."""
-    sequences = shortened(probes, min(num_tokens, MAX_KL_TOKENS), KL_PIECE)
+    expected = Reference(reference, shortened(probes, min(num_tokens, MAX_KL_TOKENS), KL_PIECE))
     found = []
     for number, unit in enumerate(units):
         alone = variant(reference, [(quantized, [unit])])
-        found.append(float(join(compare_sequences(reference, alone, sequences)).kl.mean()))
+        found.append(float(join(compare_sequences(expected, alone)).kl.mean()))
         if progress is not None:
             progress((number + 1) / len(units))
     return found

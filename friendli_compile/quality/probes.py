@@ -96,6 +96,32 @@ def shipped_probes(tokenizer: Tokenizer | None, vocab_size: int, max_context_len
     return _text_probes(texts, tokenizer, vocab_size, max_context_len, num_tokens)
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """What tokens a model may get."""
+
+    size: int
+    bos_token_id: int | None
+    special_ids: frozenset[int]
+
+    def starts(self, seed: int = 0) -> list[int]:
+        """Tokens that a sample may begin with: BOS, or ordinary ones."""
+        if self.bos_token_id is not None:
+            return [self.bos_token_id]
+        ordinary = [token for token in range(self.size) if token not in self.special_ids] or list(range(self.size))
+        return [int(token) for token in np.random.default_rng(seed).choice(ordinary, MAX_SAMPLED_SEQS)]
+
+
+def make_probes(
+    model: Runnable, tokenizer: Tokenizer | None, vocabulary: Vocabulary, max_context_len: int, num_tokens: int, file: Path | None = None
+) -> ProbeSet:
+    """`num_tokens` positions, or a few more: of `file` where one is given, else shipped text and samples that `model` draws."""
+    if file is not None:
+        return file_probes(file, tokenizer, vocabulary.size, max_context_len, num_tokens)
+    text = shipped_probes(tokenizer, vocabulary.size, max_context_len, round(num_tokens * (1 - SAMPLE_SHARE)))
+    return text + sampled_probes(model, vocabulary.starts(), max_context_len, num_tokens - text.num_scored)
+
+
 def sampled_probes(model: Runnable, starts: Sequence[int], max_context_len: int, num_tokens: int, seed: int = 0) -> ProbeSet:
     """Sequences that the model draws itself, each after one of the `starts` (BOS, or ordinary tokens): `num_tokens` or a few more."""
     length = min(SAMPLE_LEN, max_context_len)
