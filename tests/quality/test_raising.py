@@ -46,5 +46,5 @@ def test_levels_that_gain_nothing_are_left_out_and_missing_ones_do_no_harm() -> 
 def test_a_level_that_is_better_and_smaller_comes_before_all_others() -> None:
     free = [Option(0, 0.1, 100), Option(1, 0.05, 90), Option(2, 0.0, 400)]
     costly = [Option(0, 9.0, 100), Option(2, 0.0, 120)]
-    assert [(step.unit, step.level) for step in order_steps([costly, free])][0] == (0, 2)
+    assert next((step.unit, step.level) for step in order_steps([costly, free])) == (0, 2)
     assert {(step.unit, step.level) for step in order_steps([costly, free])} == {(0, 2), (1, 1), (1, 2)}
