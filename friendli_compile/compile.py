@@ -1,6 +1,6 @@
 """The compile driver: a Hugging Face model in, an artifact out, or an error and nothing.
 
-    source ─▶ trace ─▶ passes ─▶ plan ─▶ pack ─▶ self-check ─▶ commit
+    source ─▶ trace ─▶ passes ─▶ plan ─▶ quantize ─▶ pack ─▶ self-check ─▶ commit
 
 Everything is written into a temporary folder beside the target, which gets the final name only after the self-check has passed.
 The same model, options and versions give the same bytes. What the artifact holds is said by docs/artifact-format.md.
@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from .passes import run_pipeline
 from .plan.model import ITEM_BYTES, Plan
 from .plan.planner import make_plan
 from .progress import Phase, Progress, debug_level
+from .quantization import Quantized, quantize_plan, scheme_counts
+from .quantize.assign import Policy, parse_policy
 from .self_check import SelfCheckResult, run_self_check
 from .versions import installed_versions
 
@@ -49,6 +52,8 @@ class CompileOptions:
     max_context_len: int | None = None  # tokens; None: as long as the config allows
     name: str | None = None  # served model name; None: after the folder or hub id
     revision: str | None = None
+    quantize: str | None = None  # a preset or a scheme (docs/quantization.md); None: "none"
+    quantize_layers: tuple[str, ...] = ()  # PATTERN=SCHEME, later ones win
     self_check: bool = True
     force: bool = False  # replace an artifact that is there
 
@@ -76,6 +81,7 @@ class CompileReport:
 def compile_model(options: CompileOptions, progress: Progress | None = None) -> CompileReport:
     """Compiles a model. Raises FmoError (three parts) and leaves nothing behind when it fails."""
     progress = progress or Progress()
+    parse_policy(options.quantize or "none", options.quantize_layers)
     with OutputFolder(options.output_dir, replace=options.force) as folder:
         with progress.phase("load"):
             source = load_source(options.model, revision=options.revision)
@@ -93,8 +99,11 @@ def build_artifact(
     checkpoint = Checkpoint(source, traced)
     checkpoint.verify()
     dtype = choose_dtype(options.dtype, checkpoint, traced, notes)
-    plan = plan_model(traced, dtype, progress)
-    notes += [*traced.notes, *_tokenizer_notes(source)]
+    graph, base = plan_model(traced, dtype, progress)
+    policy = parse_policy(options.quantize or "none", options.quantize_layers)
+    quantized = _quantize(graph, base, policy, dtype, checkpoint, progress)
+    plan = quantized.plan
+    notes += [*traced.notes, *quantized.notes, *_tokenizer_notes(source)]
     for note in notes:
         progress.note(note)
     folder.require_space(sum(spec.num_bytes for spec in plan.weights))
@@ -102,7 +111,14 @@ def build_artifact(
         _pack(folder.path, plan, checkpoint, phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
     head = _manifest_head(options, source, traced, dtype)
-    head["self_check"] = _self_check(options, folder.path, source, traced, checkpoint, dtype, progress)
+    if policy.quantizes:
+        head["model"]["quantization"] = _quantization_facts(policy, quantized)
+
+    def check(phase: Phase) -> SelfCheckResult:
+        report_done = lambda what, done: phase.update(done, what)  # noqa: E731
+        return run_self_check(folder.path, source, traced, checkpoint, dtype=dtype, plan=plan, policy=policy, progress=report_done)
+
+    head["self_check"] = _self_check(options, check, progress)
     report = make_report(plan, notes) | {"self_check": head["self_check"]}
     with progress.phase("write"):
         writer.write_report(folder.path, report)
@@ -111,8 +127,8 @@ def build_artifact(
     return CompileReport(folder.target, head, report, dict(progress.seconds), notes)
 
 
-def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> Plan:
-    """Passes and planning; `dtype` is fp32 or bf16."""
+def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> tuple[Graph, Plan]:
+    """Passes and planning, without quantization: the graph after all passes, and its plan; `dtype` is fp32 or bf16."""
     with progress.phase("passes") as phase:
         graph = _run_passes(traced)
         phase.detail = f"{len(graph.nodes)} nodes"
@@ -121,7 +137,23 @@ def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> Plan:
         phase.detail = f"{len(plan.calls)} calls, {sum(w.num_bytes for w in plan.weights) / 1e6:,.1f} MB of weights"
     if debug_level() >= 2:
         _print_calls(plan)
-    return plan
+    return graph, plan
+
+
+def _quantize(graph: Graph, base: Plan, policy: Policy, dtype: str, checkpoint: Checkpoint, progress: Progress) -> Quantized:
+    if not policy.quantizes:
+        return Quantized(base)
+    with progress.phase("quantize") as phase:
+        quantized = quantize_plan(graph, base, policy, STORAGE_DTYPE[dtype], checkpoint.read, progress=phase.update)
+        counts = ", ".join(f"{count} {scheme}" for scheme, count in scheme_counts(quantized.schemes).items())
+        phase.detail = f"{counts}; {sum(w.num_bytes for w in quantized.plan.weights) / 1e6:,.1f} MB of weights"
+    return quantized
+
+
+def _quantization_facts(policy: Policy, quantized: Quantized) -> dict[str, Any]:
+    """What the manifest says of a quantized model: what was asked for, and how many weights have which scheme."""
+    overrides = [f"{pattern}={scheme}" for pattern, scheme in policy.overrides]
+    return {"asked": policy.text, "layers": overrides, "schemes": scheme_counts(quantized.schemes)}
 
 
 def _run_passes(traced: TracedModel) -> Graph:
@@ -179,17 +211,13 @@ def _pack(folder: Path, plan: Plan, checkpoint: Checkpoint, phase: Phase) -> Non
     phase.detail = f"{num_bytes / 1e6:,.1f} MB"
 
 
-def _self_check(
-    options: CompileOptions, folder: Path, source: ModelSource, traced: TracedModel, checkpoint: Checkpoint, dtype: str, progress: Progress
-) -> dict[str, Any]:
+def _self_check(options: CompileOptions, check: Callable[[Phase], SelfCheckResult], progress: Progress) -> dict[str, Any]:
     """What the manifest records; raises SelfCheckFailed on disagreement."""
     if not options.self_check:
         progress.warn("--no-self-check: nobody has compared this artifact with transformers; its numbers may be wrong")
         return {"status": "skipped"}
     with progress.phase("self-check") as phase:
-        result: SelfCheckResult = run_self_check(
-            folder, source, traced, checkpoint, dtype=dtype, progress=lambda what, fraction: phase.update(fraction, what)
-        )
+        result = check(phase)
         phase.detail = f"max abs error {result.max_abs_error:.2g} (tolerance {result.tolerance:.2g}) over {result.num_probe_tokens} tokens"
     return {key: value for key, value in result.to_json().items() if key != "seconds"}
 

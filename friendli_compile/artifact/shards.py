@@ -19,7 +19,7 @@ import numpy as np
 from ..plan.model import ALIGNMENT, WeightSpec
 
 MAX_SHARD_BYTES = 2 << 30  # some filesystems and tools stumble over larger files
-SAFETENSORS_DTYPES = {"f32": "F32", "bf16": "BF16", "i32": "I32", "bool": "BOOL"}
+SAFETENSORS_DTYPES = {"f32": "F32", "bf16": "BF16", "i32": "I32", "bool": "BOOL", "f16": "F16", "u8": "U8"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ def plan_shards(specs: Sequence[WeightSpec], max_shard_bytes: int = MAX_SHARD_BY
     groups: list[list[WeightSpec]] = []
     used = 0
     for spec in specs:
-        num_bytes = _aligned(spec.num_bytes)
+        num_bytes = sum(_aligned(tensor.num_bytes) for tensor in spec.tensors)
         if not groups or used + num_bytes > max_shard_bytes:
             groups.append([])
             used = 0
@@ -44,25 +44,26 @@ def plan_shards(specs: Sequence[WeightSpec], max_shard_bytes: int = MAX_SHARD_BY
     return [Shard(f"weights-{number:05d}.safetensors", tuple(group)) for number, group in enumerate(groups, 1)]
 
 
-def write_shard(path: Path, shard: Shard, compute: Callable[[WeightSpec], np.ndarray]) -> None:
-    """Writes the file; `compute(spec)` gives the packed tensor (layouts.pack). OSError passes through."""
+def write_shard(path: Path, shard: Shard, compute: Callable[[WeightSpec], Sequence[np.ndarray]]) -> None:
+    """Writes the file; `compute(spec)` gives the tensors of `spec.tensors` (layouts.pack). OSError passes through."""
     with path.open("wb") as file:
         file.write(_header(shard.specs))
         for spec in shard.specs:
-            packed = np.ascontiguousarray(compute(spec))
-            if packed.nbytes != spec.num_bytes:
-                raise ValueError(f"'{spec.name}' was packed into {packed.nbytes} bytes, the plan has {spec.num_bytes}")
-            file.write(packed.data if packed.ndim else packed.tobytes())
-            file.write(bytes(_aligned(spec.num_bytes) - spec.num_bytes))
+            for tensor, array in zip(spec.tensors, compute(spec), strict=True):
+                packed = np.ascontiguousarray(array)
+                if packed.nbytes != tensor.num_bytes:
+                    raise ValueError(f"'{tensor.name}' was packed into {packed.nbytes} bytes, the plan has {tensor.num_bytes}")
+                file.write(packed.data if packed.ndim else packed.tobytes())
+                file.write(bytes(_aligned(tensor.num_bytes) - tensor.num_bytes))
 
 
 def _header(specs: Sequence[WeightSpec]) -> bytes:
     """Length and JSON, padded with spaces so that the data starts at a multiple of 64 bytes."""
     entries: dict[str, Any] = {}
     offset = 0
-    for spec in specs:
-        end = offset + spec.num_bytes
-        entries[spec.name] = {"dtype": SAFETENSORS_DTYPES[spec.dtype], "shape": list(spec.packed_dims), "data_offsets": [offset, end]}
+    for tensor in (tensor for spec in specs for tensor in spec.tensors):
+        end = offset + tensor.num_bytes
+        entries[tensor.name] = {"dtype": SAFETENSORS_DTYPES[tensor.dtype], "shape": list(tensor.dims), "data_offsets": [offset, end]}
         offset = _aligned(end)
         if offset > end:
             entries[f"pad.{len(entries)}"] = {"dtype": "U8", "shape": [offset - end], "data_offsets": [end, offset]}

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..plan.model import SCHEMA_VERSION, Plan, WeightSpec
+from ..quantize.rounding import Rounding
 from .folder import MANIFEST
-from .layouts import pack, round_to_bf16
+from .layouts import pack, pack_quantized, round_to_bf16
 from .shards import plan_shards, write_shard
 
 _HASH_CHUNK_BYTES = 1 << 22
@@ -34,17 +35,22 @@ def write_plan(folder: Path, plan: Plan) -> None:
     _write_json(folder / "plan.json", plan.to_json(), indent=None)
 
 
-def write_weights(folder: Path, plan: Plan, read: ReadParam, on_bytes: OnBytes | None = None) -> int:
-    """Evaluates, packs and writes every weight of the plan; returns the bytes packed."""
+def write_weights(folder: Path, plan: Plan, read: ReadParam, on_bytes: OnBytes | None = None, rounding: Rounding | None = None) -> int:
+    """Evaluates, packs and writes every weight of the plan; returns the bytes packed. `rounding`: how quantized ones are rounded."""
+    rounding = rounding or Rounding()
     num_bytes = 0
 
     def read_rounded(name: str) -> np.ndarray:
         array = read(name)
         return round_to_bf16(array) if name in plan.rounded_params else array
 
-    def compute(spec: WeightSpec) -> np.ndarray:
+    def compute(spec: WeightSpec) -> tuple[np.ndarray, ...]:
         nonlocal num_bytes
-        packed = pack(spec.expression.evaluate(read_rounded), spec)
+        array = spec.expression.evaluate(read_rounded)
+        if spec.format is None:
+            packed: tuple[np.ndarray, ...] = (pack(array, spec),)
+        else:
+            packed = pack_quantized(rounding.round(spec.name, array, spec.format), spec)
         num_bytes += spec.num_bytes
         if on_bytes is not None:
             on_bytes(num_bytes)

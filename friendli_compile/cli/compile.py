@@ -12,13 +12,26 @@ import click
 EXAMPLES = """\b
 Examples:
   fmo compile examples/stdlib-coder/model --output-dir build/stdlib-coder
-  fmo compile Qwen/Qwen3-0.6B --output-dir build/qwen3 --dtype bf16 --max-context 4096"""
+  fmo compile Qwen/Qwen3-0.6B --output-dir build/qwen3 --quantize 4bit --max-context 4096"""
 
 
 @click.command(name="compile", epilog=EXAMPLES)
 @click.argument("model")
 @click.option("--output-dir", "-o", required=True, type=click.Path(path_type=Path), help="Where the artifact goes; must be empty or new.")
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), help="How matrices are stored. Default: as the checkpoint stores them.")
+@click.option(
+    "--quantize",
+    metavar="SCHEME",
+    help="Fewer bits per weight: 8bit, 4bit, int8, fp8, none (the default), or a scheme like w4a8:g32 (docs/quantization.md).",
+)
+@click.option(
+    "--quantize-layer",
+    "quantize_layers",
+    metavar="PATTERN=SCHEME",
+    multiple=True,
+    help="Another scheme for weights or modules that the pattern names, e.g. 'lm_head*=8bit', '*.layers.0.*=none'. Repeatable; the last "
+    "that matches wins.",
+)
 @click.option("--target", type=click.Choice(["cpu"]), default="cpu", show_default=True, help="What the artifact runs on.")
 @click.option(
     "--max-context", type=click.IntRange(min=1), metavar="TOKENS", help="Longest prompt and answer together. Default: the model's own."
@@ -32,6 +45,8 @@ def compile_(
     model: str,
     output_dir: Path,
     dtype: str | None,
+    quantize: str | None,
+    quantize_layers: tuple[str, ...],
     target: str,
     max_context: int | None,
     name: str | None,
@@ -58,6 +73,8 @@ def compile_(
         model=model,
         output_dir=output_dir,
         dtype=dtype,
+        quantize=quantize,
+        quantize_layers=quantize_layers,
         target=target,
         max_context_len=max_context,
         name=name,

@@ -4,7 +4,8 @@
 
 By default the matrices of linear layers, experts and token embeddings are quantized. What never is: routers of experts, norms, biases,
 position tables, matrices that are computed from parameters or share a parameter with another weight, and tiny ones (they are read in no
-time). A preset that does not fit a matrix gives way to the nearest scheme that does, with a note; an explicit scheme is an error.
+time). A preset that does not fit a matrix gives way to the nearest scheme that does, with a note; so does the group of a scheme that names
+none. An explicit scheme that does not fit is an error.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ def _fitted(candidate: Candidate, text: str, wanted: Scheme | None, policy: Poli
     nearest = nearest_fitting(wanted, candidate.num_columns)
     if text in PRESETS or policy.is_lenient:
         return nearest
+    if ":" not in text and nearest is not None and (nearest.weights, nearest.acts) == (wanted.weights, wanted.acts):
+        return nearest  # the group was not asked for
     what = f"'{candidate.name}' {list(candidate.dims)} cannot be stored as {wanted}: {why} ({candidate.num_columns} columns)"
     raise FmoError(what, where=candidate.module, hint=f"nearest that works: --quantize-layer '{candidate.name}={nearest or 'none'}'")
 

@@ -1,20 +1,23 @@
 """Runs an artifact that is still being written: plan.json and the weight files, through the C++ executor, without a manifest.
 
 Positions, block tables and steps are made as the engine makes them, with two things made harder: the KV blocks of a sequence are scattered
-in a seeded order, and the order of sequences within a step differs from step to step. The KV cache is float32.
+in a seeded order, and the order of sequences within a step differs from step to step. The KV cache is float32, and activations stay as they
+are also where the plan rounds them: what that costs is the quality gate's to measure.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from friendli_runtime.weight_files import locate_weights
 
+from ..plan.model import WeightSpec
 from .probes import Probes, ProbeStep
+from .stored_params import StoredParams
 
 BLOCK_SIZE = 16  # tokens per KV block (docs/artifact-format.md)
 
@@ -23,12 +26,13 @@ OnStep = Callable[[int, int], None]
 
 
 class PackedModel:
-    """The plan (as parsed) and where the bytes of its weights are."""
+    """The plan (as parsed) and where the bytes of its weights are. `specs`: the weights of the plan, needed where some are quantized."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, specs: Iterable[WeightSpec] = ()) -> None:
         self.plan: dict[str, Any] = json.loads((folder / "plan.json").read_text())
         located = locate_weights(sorted(folder.glob("*.safetensors")))
         self.weights: WeightFiles = {name: (str(at.path), at.offset, at.num_bytes) for name, at in located.items()}
+        self.stored_params = StoredParams(specs, self.weights)
 
     @property
     def num_bytes(self) -> int:
@@ -77,6 +81,7 @@ def _make_executor(plan: Mapping[str, Any], weights: WeightFiles, probes: Probes
         max_num_logits=max_num_logits,
         num_blocks=len(scattered),
         kv_dtype="f32",
+        quantize_activations=False,
     )
     return executor, np.split(scattered, np.cumsum(num_blocks)[:-1])
 

@@ -37,7 +37,7 @@ def check_streamed(
     def on_layer(done: int, num_layers: int) -> None:
         progress(f"layer {done} in transformers", 0.6 * done / num_layers)
 
-    reference = StreamedReference(traced, read, model.rounded_params, on_layer)
+    reference = StreamedReference(traced, read, model.rounded_params, on_layer, model.stored_params)
     hidden, expected = collect_rows(reference.model, reference.layers, whole.tokens, _picks(whole, rows))
     progress(NAME, 0.6)
     comparison = compare_sequences(run_or_fail(NAME, model, whole), expected)

@@ -1,4 +1,4 @@
-"""The other side of the comparison: transformers itself, in float32, on weights rounded as the artifact stores them.
+"""The other side of the comparison: transformers itself, in float32, on weights rounded as the artifact stores them (bf16, or quantized).
 
     load_reference       the whole model, read from the folder by transformers' own loader (our reader has no part in it)
     StreamedReference    a skeleton whose decoder layers get their weights one at a time, while they run, and lose them after
@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ..errors import SelfCheckFailed
 from ..frontend.rope_tables import freeze_rope_tables
 from ..frontend.trace import TracedModel, build_skeleton
+from .stored_params import StoredParams
 
 NO_CHECK_HINT = "--no-self-check writes the artifact unchecked and says so in it"
 TracedParamName = str
@@ -37,8 +38,12 @@ def attention_implementation(config: PreTrainedConfig) -> str:
     return "sdpa" if config.model_type == "falcon" and getattr(config, "alibi", False) else "eager"
 
 
-def load_reference(folder: Path, traced: TracedModel, rounded_params: Iterable[str]) -> PreTrainedModel:
-    """The model of `folder` in float32, with the named parameters rounded to bf16."""
+def load_reference(
+    folder: Path, traced: TracedModel, rounded_params: Iterable[str], stored_params: StoredParams | None = None
+) -> PreTrainedModel:
+    """The model of `folder` in float32, with the named parameters rounded to bf16, and quantized ones as the artifact stores them.
+
+    Raises SelfCheckFailed where the artifact stores other values than the checkpoint."""
     with _explained("load"), quiet():
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -52,16 +57,25 @@ def load_reference(folder: Path, traced: TracedModel, rounded_params: Iterable[s
     with torch.no_grad():
         for name in rounded_params:
             tensors[name].copy_(tensors[name].to(torch.bfloat16))
+        if stored_params is not None:
+            for name in stored_params.names:
+                tensors[name].copy_(torch.from_numpy(stored_params.dequantized(name, tensors[name].numpy())))
     return model
 
 
 class StreamedReference:
     """The model with the weights of one decoder layer in memory; parts outside of the layers are loaded while they run too.
 
-    `read(name)` gives a parameter of the traced graph as float32; those in `rounded_params` are rounded to bf16 here."""
+    `read(name)` gives a parameter of the traced graph as float32; those in `rounded_params` are rounded to bf16 here, those of
+    `stored_params` are read from the artifact."""
 
     def __init__(
-        self, traced: TracedModel, read: ReadParam, rounded_params: Iterable[str], on_layer: Callable[[int, int], None] | None = None
+        self,
+        traced: TracedModel,
+        read: ReadParam,
+        rounded_params: Iterable[str],
+        on_layer: Callable[[int, int], None] | None = None,
+        stored_params: StoredParams | None = None,
     ) -> None:
         with _explained("build"):
             self.model = build_skeleton(copy.deepcopy(traced.config))
@@ -70,6 +84,7 @@ class StreamedReference:
         self._traced = traced
         self._read = read
         self._rounded = frozenset(rounded_params)
+        self._stored = stored_params
         self._on_layer = on_layer
         for path, module in self.model.named_modules():
             is_inside_layer = any(path.startswith(f"{layer}.") for layer in self.layers)
@@ -101,7 +116,10 @@ class StreamedReference:
 
     def _tensor(self, full_name: str) -> torch.Tensor:
         name = self._traced.tied.get(full_name, full_name)
-        tensor = torch.from_numpy(np.require(self._read(name), np.float32, ["C", "W"]))
+        array = self._read(name)
+        if self._stored is not None and name in self._stored.names:
+            array = self._stored.dequantized(name, array)
+        tensor = torch.from_numpy(np.require(array, np.float32, ["C", "W"]))
         return tensor.to(torch.bfloat16).to(torch.float32) if name in self._rounded else tensor
 
 

@@ -15,6 +15,8 @@ from ..errors import FmoError, SelfCheckFailed
 from ..frontend.checkpoint import Checkpoint
 from ..frontend.source import ModelSource
 from ..frontend.trace import TracedModel
+from ..plan.model import Plan
+from ..quantize.assign import Policy
 from .artifact_runner import PackedModel
 from .failure import not_runnable
 from .layers import check_streamed
@@ -35,7 +37,9 @@ def run_self_check(
     traced: TracedModel,
     checkpoint: Checkpoint,
     *,
-    dtype: str,  # "fp32" or "bf16": how matrices are stored
+    dtype: str,  # "fp32" or "bf16": how matrices are stored that are not quantized
+    plan: Plan | None = None,  # of the artifact; needed where it has quantized weights
+    policy: Policy | None = None,  # how the artifact was quantized: so is the twin
     available_memory_bytes: int | None = None,  # None: what this machine (and its cgroup) has free
     progress: Progress | None = None,
 ) -> SelfCheckResult:
@@ -44,14 +48,14 @@ def run_self_check(
     Raises SelfCheckFailed where they disagree, and where they cannot be compared."""
     started = time.perf_counter()
     progress = progress or (lambda what, fraction: None)
-    model = PackedModel(artifact_dir)
+    model = PackedModel(artifact_dir, plan.weights if plan is not None else ())
     probes = probes_for(model, source, traced)
     free = available_bytes() if available_memory_bytes is None else available_memory_bytes
     is_whole = whole_model_bytes(traced.num_params, model.num_bytes, probes.num_tokens, model.plan["vocab_size"]) <= free
     twin = None
     if not is_whole or needs_twin(traced):
         progress("a small twin", 0.0)
-        twin = _check_twin(traced, dtype)
+        twin = _check_twin(traced, dtype, policy or Policy())
     rest = _scaled(progress, TWIN_SHARE if twin else 0.0)
     if is_whole:
         outcome = check_whole_model("the artifact", model, source.folder, traced, probes, rest)
@@ -92,15 +96,15 @@ def needs_twin(traced: TracedModel) -> bool:
     return any(MAX_PROBED_WINDOW < window < traced.max_context_len for window in attention_windows(traced.graph))
 
 
-def _check_twin(traced: TracedModel, dtype: str) -> Outcome:
+def _check_twin(traced: TracedModel, dtype: str, policy: Policy) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="fmo-twin-") as folder:
         try:
-            twin = make_twin(traced, dtype, Path(folder))
+            twin = make_twin(traced, dtype, Path(folder), policy)
         except SelfCheckFailed:
             raise
         except (FmoError, ValueError, RuntimeError) as error:  # what transformers, the reader, the passes or the planner refuse
             raise not_runnable(TWIN_NAME, error) from error
-        model = PackedModel(twin.artifact_dir)
+        model = PackedModel(twin.artifact_dir, twin.plan.weights)
         probes = probes_for(model, twin.source, twin.traced)
         return check_whole_model(TWIN_NAME, model, twin.source.folder, twin.traced, probes)
 

@@ -27,7 +27,10 @@ from ..frontend.source import ModelSource, load_source
 from ..frontend.trace import TracedModel, trace_model
 from ..ir.graph import Graph, Node
 from ..passes import run_pipeline
+from ..plan.model import Plan
 from ..plan.planner import make_plan
+from ..quantization import quantize_plan
+from ..quantize.assign import Policy
 from .reference import NO_CHECK_HINT, quiet
 
 STORAGE_DTYPE = {"fp32": "f32", "bf16": "bf16"}
@@ -57,14 +60,16 @@ Kind = tuple[tuple[Any, ...], ...]
 class Twin:
     """A twin on disk: its checkpoint in `source`, its artifact (plan and weights, not a manifest) in `artifact_dir`."""
 
-    def __init__(self, source: ModelSource, traced: TracedModel, artifact_dir: Path) -> None:
+    def __init__(self, source: ModelSource, traced: TracedModel, plan: Plan, artifact_dir: Path) -> None:
         self.source = source
         self.traced = traced
+        self.plan = plan
         self.artifact_dir = artifact_dir
 
 
-def make_twin(traced: TracedModel, dtype: str, folder: Path, seed: int = 0) -> Twin:
-    """Builds, saves and compiles a twin of the traced model below `folder`, through the same pipeline."""
+def make_twin(traced: TracedModel, dtype: str, folder: Path, policy: Policy | None = None, seed: int = 0) -> Twin:
+    """Builds, saves and compiles a twin of the traced model below `folder`, through the same pipeline, quantized by the same policy as far
+    as its sizes allow."""
     checkpoint_dir, artifact_dir = folder / "checkpoint", folder / "artifact"
     with quiet():
         twin = trace_twin(traced)
@@ -76,10 +81,12 @@ def make_twin(traced: TracedModel, dtype: str, folder: Path, seed: int = 0) -> T
     checkpoint = Checkpoint(source, twin)
     checkpoint.verify()
     artifact_dir.mkdir()
-    plan = make_plan(run_pipeline(twin.graph), storage_dtype=STORAGE_DTYPE[dtype], max_context_len=twin.max_context_len)
+    graph = run_pipeline(twin.graph)
+    plan = make_plan(graph, storage_dtype=STORAGE_DTYPE[dtype], max_context_len=twin.max_context_len)
+    plan = quantize_plan(graph, plan, (policy or Policy()).lenient(), STORAGE_DTYPE[dtype], checkpoint.read).plan
     writer.write_plan(artifact_dir, plan)
     writer.write_weights(artifact_dir, plan, checkpoint.read)
-    return Twin(source, twin, artifact_dir)
+    return Twin(source, twin, plan, artifact_dir)
 
 
 def layer_kinds(graph: Graph) -> list[Kind]:

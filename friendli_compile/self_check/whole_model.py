@@ -42,7 +42,7 @@ def check_whole_model(
     """Compares the artifact with the model in `checkpoint_dir`; `name` says which artifact it is. Raises SelfCheckFailed."""
     progress = progress or (lambda what, fraction: None)
     progress("the model in transformers", 0.0)
-    reference = load_reference(checkpoint_dir, traced, model.rounded_params)
+    reference = load_reference(checkpoint_dir, traced, model.rounded_params, model.stored_params)
     expected = [reference_logits(reference, tokens) for tokens in probes.tokens]
     ours = run_or_fail(name, model, probes, lambda done, of: progress("the artifact", 0.5 + 0.5 * done / of))
     comparison = compare_sequences(ours, expected)

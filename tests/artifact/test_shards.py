@@ -18,7 +18,7 @@ def write_all(folder: Path, max_shard_bytes: int) -> list[Path]:
     plan, params = tiny_plan("f32")
     shards = plan_shards(plan.weights, max_shard_bytes)
     for shard in shards:
-        write_shard(folder / shard.file_name, shard, lambda spec: pack(spec.expression.evaluate(params.__getitem__), spec))
+        write_shard(folder / shard.file_name, shard, lambda spec: [pack(spec.expression.evaluate(params.__getitem__), spec)])
     return [folder / shard.file_name for shard in shards]
 
 

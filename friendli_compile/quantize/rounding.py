@@ -1,0 +1,266 @@
+"""Values → codes, scales, zero points: rounds one matrix as its format says.
+
+    matrix [N, K] f32 ─▶ round_matrix(matrix, format, …) ─▶ Rounded ─▶ dequantize(…) ─▶ [N, K] f32
+
+The scale of a group is not simply max|w| / qmax. Candidates around it (which clip the largest values, or use one code more on the negative
+side) are tried, for each the scale is fitted by least squares, and the one with the smallest error Σ h·(w − ŵ)² is kept; `h` says how much
+a column matters (the second moment of the layer's input), 1 where nothing is known. Work goes in blocks of rows that stay in the cache;
+inside of a block elements of a group lie one behind the other in the first axis, so that sums over a group are sums of long rows:
+
+    block [G, M]     M groups, from neighbouring columns, then rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import CheckpointError
+from .codes import FLOATS, INTEGERS, MAX_E2M1, MAX_E4M3, nearest_float, storable_scales
+from .schemes import Format
+
+Array = np.ndarray
+BLOCK_ELEMENTS = 1 << 15  # of one block: 128 KiB of f32, and a few arrays beside it
+NUM_THREADS = 2
+TINY = np.float32(2.0**-119)  # smaller maxima count as zero, as for activations
+
+# Multiples of max|w| / qmax (as reciprocals: codes that the largest value is mapped to, relative to the range).
+CLIP_4BIT = tuple(float(x) for x in np.round(np.linspace(0.90, 1.5, 16), 3))
+CLIP_8BIT = (1.0, 1.02, 1.06)
+CLIP_FLOAT = (1.0, 0.875, 0.75, 0.625)
+CLIP_ZEROS = tuple(float(x) for x in np.round(np.linspace(0.96, 1.5, 12), 3))
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A quantized matrix: codes [N, K] u8 as stored, scales [N, K/G] f32 that the scale dtype can hold, zeros [N, K/G] u8 of u4."""
+
+    codes: Array
+    scales: Array
+    zeros: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How the weights of a model are rounded. `importance` by weight name: [K], or [E, K] of experts; see `round_matrix`."""
+
+    search: bool = True
+    importance: Mapping[str, Array] = field(default_factory=dict)
+
+    def round(self, name: str, array: Array, fmt: Format) -> Rounded:
+        """`array` [N, K], or [E, N, K]: then the rows of all experts come back one behind the other.
+
+        Raises CheckpointError for NaN and infinity."""
+        require_finite(array, name)
+        matrices = array.reshape(-1, *array.shape[-2:])
+        known = self.importance.get(name)
+        weights = [None] * len(matrices) if known is None else list(known.reshape(len(matrices), -1))
+        parts = [round_matrix(matrix, fmt, importance=h, search=self.search) for matrix, h in zip(matrices, weights, strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        zeros = [part.zeros for part in parts if part.zeros is not None]
+        return Rounded(
+            np.concatenate([part.codes for part in parts]),
+            np.concatenate([part.scales for part in parts]),
+            np.concatenate(zeros) if zeros else None,
+        )
+
+
+def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None, search: bool = True) -> Rounded:
+    """`matrix` [N, K] f32, all finite. `importance` [K] ≥ 0: weight of an error in each column. Without `search`: plain rounding."""
+    num_rows, num_columns = matrix.shape
+    num_groups = num_columns // fmt.group
+    codes = np.empty((num_rows, num_columns), np.uint8)
+    scales = np.empty((num_rows, num_groups), np.float32)
+    zeros = np.empty((num_rows, num_groups), np.uint8) if fmt.has_zeros else None
+    step = max(1, BLOCK_ELEMENTS // num_columns)
+    if fmt.rows_per_scale > 1:
+        step = fmt.rows_per_scale
+    rounder = _rounder(fmt)
+
+    def round_rows(start: int) -> None:
+        rows = slice(start, start + step)
+        block = matrix[rows]
+        grouped, weights = _grouped(block, fmt), _grouped_importance(importance, block.shape[0], fmt)
+        found = rounder(grouped, weights, fmt, search)
+        _place(found, codes[rows], scales[rows], None if zeros is None else zeros[rows], fmt)
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for _ in pool.map(round_rows, range(0, num_rows, step)):
+            pass
+    return Rounded(codes, scales, zeros)
+
+
+def dequantize(rounded: Rounded, fmt: Format) -> Array:
+    """[N, K] f32: the values that the kernels see."""
+    num_rows, num_columns = rounded.codes.shape
+    if fmt.dtype in FLOATS:
+        values = FLOATS[fmt.dtype][rounded.codes]
+    else:
+        zero = np.uint8(INTEGERS[fmt.dtype].zero) if rounded.zeros is None else np.repeat(rounded.zeros, fmt.group, axis=1)
+        values = rounded.codes.astype(np.float32) - np.asarray(zero, np.float32)
+    return (values.reshape(num_rows, -1, fmt.group) * rounded.scales[:, :, None]).reshape(num_rows, num_columns)
+
+
+def require_finite(matrix: Array, name: str) -> None:
+    """Raises CheckpointError naming the tensor where a value is NaN or infinite: no scale could hold it."""
+    rows = matrix.reshape(-1, matrix.shape[-1])
+    for start in range(0, len(rows), step := max(1, BLOCK_ELEMENTS // rows.shape[1])):
+        good = np.isfinite(rows[start : start + step])
+        if not good.all():
+            row, column = np.argwhere(~good)[0]
+            what = f"'{name}' holds {rows[start + row, column]} in row {start + row}, column {column}: it cannot be quantized"
+            raise CheckpointError(what, where=name, hint="repair the checkpoint; --quantize-layer 'NAME=none' keeps this weight as it is")
+
+
+# --- blocks
+
+
+def _grouped(block: Array, fmt: Format) -> Array:
+    """[rows, K] → [elements that share a scale, number of scales]."""
+    num_rows = len(block)
+    if fmt.rows_per_scale > 1:
+        tiles = block.reshape(num_rows, -1, fmt.group).transpose(1, 0, 2).reshape(-1, num_rows * fmt.group)
+        return np.ascontiguousarray(tiles.T)
+    return np.ascontiguousarray(block.reshape(-1, fmt.group).T)
+
+
+def _grouped_importance(importance: Array | None, num_rows: int, fmt: Format) -> Array | None:
+    """The importance of each element of a block as `_grouped` lays it out."""
+    if importance is None:
+        return None
+    return _grouped(np.broadcast_to(np.asarray(importance, np.float32), (num_rows, len(importance))), fmt)
+
+
+def _place(found: tuple[Array, Array, Array | None], codes: Array, scales: Array, zeros: Array | None, fmt: Format) -> None:
+    """Writes grouped codes [G, M], scales [M] and zeros [M] where their rows are."""
+    grouped, own_scales, own_zeros = found
+    num_rows = len(codes)
+    if fmt.rows_per_scale > 1:
+        tiles = grouped.T.reshape(-1, num_rows, fmt.group).transpose(1, 0, 2)
+        codes[...] = tiles.reshape(codes.shape)
+        scales[...] = own_scales[None, :]
+        return
+    codes[...] = grouped.T.reshape(codes.shape)
+    scales[...] = own_scales.reshape(scales.shape)
+    if zeros is not None and own_zeros is not None:
+        zeros[...] = own_zeros.reshape(zeros.shape)
+
+
+# --- rounding of a block; all return (codes [G, M] u8, scales [M] f32, zeros [M] u8 or None)
+
+Found = tuple[Array, Array, Array | None]
+
+
+def _rounder(fmt: Format) -> Callable[[Array, Array | None, Format, bool], Found]:
+    if fmt.has_zeros:
+        return _round_with_zeros
+    return _round_floats if fmt.dtype in FLOATS else _round_integers
+
+
+def _round_integers(w: Array, h: Array | None, fmt: Format, search: bool) -> Found:
+    """Symmetric codes. The extreme value is mapped to the negative end where that reaches further (a scale may be negative)."""
+    table = INTEGERS[fmt.dtype]
+    low, high = np.float32(table.smallest), np.float32(table.largest)
+    extreme = _extreme(w)
+    if not search:
+        scales = storable_scales(np.abs(extreme) / high, fmt.scale_dtype)
+        return _integer_codes(w, scales, table.zero, low, high), scales, None
+    wh = w if h is None else w * h
+    best_gain = np.full(w.shape[1], -1.0, np.float32)
+    best_scale = np.zeros(w.shape[1], np.float32)
+    unit = -low / np.where(extreme == 0, np.float32(1), -extreme)  # codes per value: the extreme becomes the lowest code
+    for factor in CLIP_4BIT if fmt.bits == 4 else CLIP_8BIT:
+        q = np.rint(w * (unit * np.float32(factor)))
+        np.clip(q, low, high, out=q)
+        along = np.einsum("gm,gm->m", q, wh)
+        q *= q
+        size = q.sum(axis=0) if h is None else np.einsum("gm,gm->m", q, h)
+        gain = np.where(size > 0, along * along / np.where(size > 0, size, 1), 0)  # by how much the best scale lowers the error
+        is_better = gain > best_gain
+        best_gain = np.where(is_better, gain, best_gain)
+        best_scale = np.where(is_better, along / np.where(size > 0, size, 1), best_scale)
+    scales = storable_scales(np.where(extreme == 0, 0, best_scale).astype(np.float32), fmt.scale_dtype)
+    return _integer_codes(w, scales, table.zero, low, high), scales, None
+
+
+def _integer_codes(w: Array, scales: Array, zero: int, low: np.float32, high: np.float32) -> Array:
+    q = np.rint(w * _inverse(scales))
+    np.clip(q, low, high, out=q)
+    q += np.float32(zero)
+    return q.astype(np.uint8)
+
+
+def _round_with_zeros(w: Array, h: Array | None, fmt: Format, search: bool) -> Found:
+    """u4: the range from the smallest to the largest value (both sides of 0) in 15 steps, or less of it."""
+    low, high = np.minimum(w.min(axis=0), 0), np.maximum(w.max(axis=0), 0)
+    width = high - low
+    best: Found | None = None
+    best_error = np.full(w.shape[1], np.inf, np.float32)
+    for factor in CLIP_ZEROS if search else (1.0,):
+        scales = storable_scales((width / np.float32(15 * factor)).astype(np.float32), fmt.scale_dtype)
+        inverse = _inverse(scales)
+        middle = (low + high) * np.float32(0.5) if factor > 1 else low + width * np.float32(0.5)
+        zeros = np.clip(np.rint(np.float32(7.5) - middle * inverse), 0, 15)
+        codes = np.clip(np.rint(w * inverse) + zeros, 0, 15)
+        error = _error(w, (codes - zeros) * scales, h)
+        if best is None:
+            best, best_error = (codes, scales, zeros), error
+            continue
+        is_better = error < best_error
+        best = tuple(np.where(is_better, new, old) for new, old in zip((codes, scales, zeros), best, strict=True))  # type: ignore[assignment]
+        best_error = np.where(is_better, error, best_error)
+    assert best is not None and best[2] is not None
+    return best[0].astype(np.uint8), best[1].astype(np.float32), best[2].astype(np.uint8)
+
+
+def _round_floats(w: Array, h: Array | None, fmt: Format, search: bool) -> Found:
+    """e4m3: the largest value becomes 448 or a little less. e2m1: a power of two, as the specification says or the next larger."""
+    extreme = np.abs(_extreme(w))
+    if fmt.dtype == "e2m1":
+        plain = storable_scales(extreme, fmt.scale_dtype) * np.float32(2.0**-2)  # 2^(floor(log2 max) − 2): 2 is the exponent of 6
+        plain = np.maximum(plain, np.float32(2.0**-126))
+        candidates = [plain, plain * np.float32(2)] if search else [plain]
+    else:
+        base = extreme / np.float32(MAX_E4M3)
+        candidates = [storable_scales(base / np.float32(factor), fmt.scale_dtype) for factor in (CLIP_FLOAT if search else (1.0,))]
+    values = FLOATS[fmt.dtype]
+    best_codes, best_scale = None, candidates[0]
+    best_error = np.full(w.shape[1], np.inf, np.float32)
+    for scales in candidates:
+        scaled = np.clip(w * _inverse(scales), -_largest(fmt), _largest(fmt))
+        codes = nearest_float(fmt.dtype, scaled)
+        error = _error(w, values[codes] * scales, h)
+        is_better = error < best_error
+        best_codes = codes if best_codes is None else np.where(is_better, codes, best_codes)
+        best_scale = np.where(is_better, scales, best_scale)
+        best_error = np.where(is_better, error, best_error)
+    assert best_codes is not None
+    return best_codes, best_scale.astype(np.float32), None
+
+
+def _largest(fmt: Format) -> np.float32:
+    return np.float32(MAX_E4M3 if fmt.dtype == "e4m3" else MAX_E2M1)
+
+
+def _extreme(w: Array) -> Array:
+    """[M]: the value of the largest magnitude of each group, with its sign; 0 where all are negligible."""
+    low, high = w.min(axis=0), w.max(axis=0)
+    extreme = np.where(-low > high, low, high)
+    return np.where(np.abs(extreme) < TINY, np.float32(0), extreme)
+
+
+def _inverse(scales: Array) -> Array:
+    """1 / scale; 0 where the scale is 0."""
+    return np.where(scales == 0, np.float32(0), np.float32(1) / np.where(scales == 0, np.float32(1), scales)).astype(np.float32)
+
+
+def _error(w: Array, rounded: Array, h: Array | None) -> Array:
+    """[M]: Σ h·(w − ŵ)² of each group."""
+    difference = w - rounded
+    if h is None:
+        return np.einsum("gm,gm->m", difference, difference)
+    return np.einsum("gm,gm,gm->m", difference, difference, h)
