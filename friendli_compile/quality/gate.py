@@ -164,7 +164,8 @@ class _Search:
 
     def _levels_and_damages(self) -> tuple[list[Level], list[list[float | None]]]:
         """The levels, and per level the damage of every unit: what was measured, scaled by the squares of output errors."""
-        levels = [Level("as it is", self._packings.artifact())]
+        artifact = self._packings.artifact()
+        levels = [Level("as it is", artifact)]
         damages: list[list[float | None]] = [[each.share for each in self._figures]]
         eight = self._packings.packed_as(MIDDLE_PRESET, [name for unit in self._units for name in unit.weights])
         if eight is not None:
@@ -173,13 +174,15 @@ class _Search:
             damages.append(self._scaled(eight, has_it))
         plain = self._packings.unquantized()
         levels.append(Level(UNQUANTIZED, plain))
-        is_exact = plain is self._packings.reference()
-        damages.append([0.0] * len(self._units) if is_exact else self._scaled(plain, [True] * len(self._units)))
+        is_quantized = [any(plain.plan["weights"][n] != artifact.plan["weights"][n] for n in unit.weights) for unit in self._units]
+        damages.append(self._scaled(plain, is_quantized))
         return levels, damages
 
     def _scaled(self, model: Runnable, has_it: Sequence[bool]) -> list[float | None]:
         units = [unit for unit, has in zip(self._units, has_it, strict=True) if has]
-        errors: dict[Unit, float] = dict(zip(units, relative_errors(self._packings.reference(), model, units, self._probes), strict=True))
+        reference = self._packings.reference()
+        found = [0.0] * len(units) if model is reference else relative_errors(reference, model, units, self._probes)
+        errors: dict[Unit, float] = dict(zip(units, found, strict=True))
         return [
             each.share * (errors[each.unit] / each.relative_error) ** 2 if each.unit in errors and each.relative_error > 0 else None
             for each in self._figures
