@@ -20,7 +20,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import FmoError
-from .sampling import SamplingParams
+from .sampling import InvalidSamplingParams, SamplingParams
+from .structured.mask_feeder import MaskFeeder, Masks, MaskSource
 
 _log = logging.getLogger(__name__)
 _WAIT_MS = 1000
@@ -67,8 +68,12 @@ Sink = Callable[[list[TokenOutput]], None]
 
 @dataclass(slots=True)
 class _Request:
+    """`masks`, `num_tokens`: per sample, for constrained requests."""
+
     sink: Sink
     num_open_samples: int
+    masks: list[Masks]
+    num_tokens: list[int]
 
 
 class Engine:
@@ -116,6 +121,7 @@ class Engine:
         self._lock = threading.Lock()
         self._dispatcher: threading.Thread | None = None
         self._closing = threading.Event()
+        self._mask_feeder = MaskFeeder(self._core)
 
     def start(self) -> None:
         """Starts the step loop and the dispatcher. A second call does nothing; after `shutdown` it raises EngineStopped."""
@@ -129,25 +135,30 @@ class Engine:
         self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
         self._dispatcher.start()
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int:
         """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
 
+        With a `constraint` no token is sampled that it does not allow; `params` that ask for a format are refused without one.
         Raises InvalidSamplingParams, RequestTooLarge, QueueFull or EngineStopped; then the sink is never called.
         """
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
+        if params.is_constrained and constraint is None:
+            raise InvalidSamplingParams("response_format", params.response_format, "a compiled constraint with it")
         params = replace(params, seed=params.sample_seeds())
+        masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
+        first_mask = constraint.first_mask if constraint is not None else None
         prompt = [int(token_id) for token_id in prompt_ids]
         # Under the lock, so that the dispatcher cannot see an event of a request that is not in the table yet.
         with self._lock:
             try:
-                request_id: int = self._core.submit(prompt, params, cache_scope=self._cache_scope(params.cache_salt))
+                request_id: int = self._core.submit(prompt, params, first_mask, cache_scope=self._cache_scope(params.cache_salt))
             except self._queue_full as error:
                 raise QueueFull(str(error), where="max_queue_len", hint="send the request again later") from None
             except self._too_large as error:
                 raise RequestTooLarge(str(error), where="prompt, max_tokens", hint="shorten one of them") from None
             except self._stopped as error:
                 raise EngineStopped(str(error), hint="send the request again when the server is ready") from None
-            self._requests[request_id] = _Request(sink, params.n)
+            self._requests[request_id] = _Request(sink, params.n, masks, [0] * len(masks))
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -171,6 +182,7 @@ class Engine:
         self._core.stop()
         self._closing.set()
         self._core.wake()
+        self._mask_feeder.close()
         atexit.unregister(self.shutdown)
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None and dispatcher is not threading.current_thread():
@@ -215,8 +227,20 @@ class Engine:
             request.num_open_samples -= num_finished
             if request.num_open_samples == 0:
                 del self._requests[request_id]
+        if request.masks:
+            self._ask_for_masks(request_id, request, outputs)
         with _logged(f"the sink of request {request_id}"):
             request.sink(outputs)
+
+    def _ask_for_masks(self, request_id: int, request: _Request, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
+            if output.token_id is None or output.finish_reason is not None:
+                continue
+            sample_idx = output.sample_idx
+            request.num_tokens[sample_idx] += 1
+            self._mask_feeder.advance(
+                request_id, sample_idx, request.masks[sample_idx], output.token_id, request.num_tokens[sample_idx]
+            )
 
 
 class _logged(contextlib.AbstractContextManager[None]):

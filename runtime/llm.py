@@ -22,6 +22,9 @@ from .engine import QueueFull, TokenOutput
 from .errors import ConfigError, FmoError
 from .loaded_model import EngineOptions, TextOptions, open_model
 from .sampling import InvalidSamplingParams, SamplingParams
+from .structured.constraint import Constraint, ConstraintCompiler
+from .structured.errors import InvalidConstraint
+from .structured.response_format import ConstraintLimits, grammar_of
 from .tokenizer.sample_text import SampleText, TextDelta, TokenLogprob
 from .tokenizer.tokenizer import Tokenizer
 
@@ -73,6 +76,7 @@ class _Request:
     token_ids: list[int]
     params: SamplingParams
     samples: list[_Sample]
+    constraint: Constraint | None = None
     request_id: int | None = None
 
     @property
@@ -110,6 +114,7 @@ class LLM:
         text = TextOptions(add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
         self._loaded = open_model(artifact, options, text)
         self._max_in_flight = options.max_queue_len
+        self._constraints: ConstraintCompiler | None = None
 
     @property
     def name(self) -> str:
@@ -188,8 +193,21 @@ class LLM:
         eos_ids = tuple(dict.fromkeys((*self._loaded.eos_token_ids, *params.eos_token_ids)))
         params = replace(params, seed=params.sample_seeds(), eos_token_ids=eos_ids)
         params.validate(self._loaded.engine.vocab_size, self.max_context_len, len(token_ids))
-        samples = [_Sample(SampleText(self._loaded.tokenizer, token_ids, params, eos_ids)) for _ in range(params.n)]
-        return _Request(prompt, token_ids, params, samples)
+        constraint = self._constraint(params)
+        accepts = constraint.accepts if constraint is not None else None
+        samples = [_Sample(SampleText(self._loaded.tokenizer, token_ids, params, eos_ids, accepts)) for _ in range(params.n)]
+        return _Request(prompt, token_ids, params, samples, constraint)
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        try:
+            grammar = grammar_of(params.response_format, ConstraintLimits())
+            if grammar is None:
+                return None
+            if self._constraints is None:
+                self._constraints = ConstraintCompiler(self.tokenizer, self._loaded.engine.vocab_size, self._loaded.eos_token_ids)
+            return self._constraints.compile(grammar, (*params.eos_token_ids, *params.stop_token_ids))
+        except InvalidConstraint as error:
+            raise InvalidSamplingParams("response_format", params.response_format, "a format that can be followed", str(error)) from None
 
     def _run(self, requests: list[_Request]) -> Iterator[tuple[int, TextDelta]]:
         """Runs `requests`, a window of them at a time; yields (request index, delta) and collects the deltas in the samples."""
@@ -220,7 +238,7 @@ class LLM:
 
     def _submit(self, request: _Request, request_idx: int, arrivals: _Arrivals) -> None:
         request.request_id = self._loaded.engine.submit(
-            request.token_ids, request.params, lambda outputs: arrivals.put((request_idx, outputs))
+            request.token_ids, request.params, lambda outputs: arrivals.put((request_idx, outputs)), request.constraint
         )
 
     def _push(self, request: _Request, output: TokenOutput) -> TextDelta | None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 MAX_NUM_SAMPLES = 128
 """Upper bound of `n`: every sample holds a copy of the prompt's token ids."""
@@ -50,6 +51,8 @@ class SamplingParams:
     `stop`: strings, for the text layer.
     `cache_salt`: computed prompts are shared with requests of the same salt only, so that no tenant can tell by the time of an answer what
     another has asked.
+    `response_format`: what the text must look like, for the text layer: {"type": "json_schema", …}, {"type": "json_object"} or
+    {"type": "regex", …} (docs/http-api.md). Such an answer ends where the format allows it, so nothing else may force its length.
     """
 
     max_tokens: int | None = None
@@ -77,6 +80,12 @@ class SamplingParams:
     xtc_threshold: float = 0.0
     xtc_probability: float = 0.0
     cache_salt: str = ""
+    response_format: Mapping[str, Any] | None = None
+
+    @property
+    def is_constrained(self) -> bool:
+        """Whether the answer must have a format."""
+        return self.response_format is not None and self.response_format.get("type") != "text"
 
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
@@ -98,6 +107,8 @@ class SamplingParams:
         if not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
             raise InvalidSamplingParams("cache_salt", self.cache_salt, f"a string of at most {MAX_CACHE_SALT_LEN} characters")
         self._check_token_lists(vocab_size)
+        if self.is_constrained:
+            self._check_format()
 
     def _check_lengths(self, max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
@@ -117,6 +128,12 @@ class SamplingParams:
         if len(self.forced_output_tokens) > room:
             raise InvalidSamplingParams("forced_output_tokens", f"{len(self.forced_output_tokens)} tokens", f"at most {room} tokens", where)
         _check_int("no_repeat_ngram", self.no_repeat_ngram, 0, max_context_len)
+
+    def _check_format(self) -> None:
+        why = "an answer with a 'response_format' ends where the format allows it"
+        for name, neutral in (("min_tokens", 0), ("ignore_eos", False), ("forced_output_tokens", ()), ("stop_token_sequences", ())):
+            if getattr(self, name) != neutral:
+                raise InvalidSamplingParams(name, getattr(self, name), f"no '{name}' together with 'response_format'", why)
 
     def _check_seed(self) -> None:
         if isinstance(self.seed, tuple):

@@ -22,6 +22,9 @@ from typing import Any
 
 from ..metrics import CONTENT_TYPE, Metrics
 from ..sampling import InvalidSamplingParams, SamplingParams
+from ..structured.constraint import Constraint, ConstraintCompiler
+from ..structured.errors import InvalidConstraint
+from ..structured.response_format import grammar_of
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from .bridge import Bridge
@@ -75,6 +78,8 @@ class App:
         self.num_in_flight = 0
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
+        self._constraint_pool = ThreadPoolExecutor(1, "fmo-constraint")  # schemas that take long hold up each other only
+        self._constraints: ConstraintCompiler | None = None
         self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._counted(self._chat)),
@@ -188,7 +193,9 @@ class App:
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
         self._check_model(request.model)
         size = header(scope, b"content-length") or b""
-        if size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
+        if request.response_format is not None:
+            prompts = await asyncio.get_running_loop().run_in_executor(self._constraint_pool, make_prompts, request)
+        elif size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
             prompts = make_prompts(request)
         else:
             prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request)
@@ -227,7 +234,21 @@ class App:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
         except InvalidSamplingParams as error:
             raise as_api_error(error, name, renamed) from None
-        return Prompt(token_ids, with_fixed_seeds(params))
+        return Prompt(token_ids, with_fixed_seeds(params), self._constraint(params))
+
+    def _constraint(self, params: SamplingParams) -> Constraint | None:
+        """What the answer must look like; None: anything. Raises ApiError 400. Runs on one thread only."""
+        try:
+            grammar = grammar_of(params.response_format, self.options.limits.of_constraints)
+            if grammar is None:
+                return None
+            if self.model.tokenizer is None:
+                raise no_tokenizer("response_format")
+            if self._constraints is None:
+                self._constraints = ConstraintCompiler(self.model.tokenizer, self.bridge.engine.vocab_size, self.model.eos_token_ids)
+            return self._constraints.compile(grammar, (*params.eos_token_ids, *params.stop_token_ids))
+        except InvalidConstraint as error:
+            raise bad_request(str(error), error.param, "invalid_constraint") from None
 
     def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
         limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from ..engine import Sink, TokenOutput
 from ..sampling import SamplingParams
+from ..structured.mask_feeder import MaskSource
 
 
 class TokenEngine(Protocol):
@@ -24,7 +25,7 @@ class TokenEngine(Protocol):
     vocab_size: int
     max_total_len: int
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int: ...
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int: ...
 
     def cancel(self, request_id: int) -> None: ...
 
@@ -89,9 +90,13 @@ class Bridge:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._deliver)
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, channel: Channel, prompt_idx: int) -> int:
+    def submit(
+        self, prompt_ids: Sequence[int], params: SamplingParams, channel: Channel, prompt_idx: int, constraint: MaskSource | None
+    ) -> int:
         """Queues one prompt; its outputs go to `channel`. Raises what `Engine.submit` raises."""
-        request_id = self.engine.submit(prompt_ids, params, lambda outputs: self._pending.append((channel, prompt_idx, outputs)))
+        request_id = self.engine.submit(
+            prompt_ids, params, lambda outputs: self._pending.append((channel, prompt_idx, outputs)), constraint
+        )
         self._unstarted[request_id] = time.monotonic()
         return request_id
 

@@ -23,7 +23,6 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "parse_reasoning": (False,),
     "include_reasoning": (True,),
     "reasoning_effort": ("none",),
@@ -87,6 +86,7 @@ class GenerationRequest(msgspec.Struct, kw_only=True):
     logit_bias: dict[str, float] | None = None
     eos_token: list[int] | None = None
     ignore_eos: bool | None = None
+    response_format: dict[str, Any] | None = None
     timeout_microseconds: int | None = None
     cache_salt: str | None = None
 

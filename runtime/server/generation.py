@@ -19,6 +19,8 @@ from dataclasses import dataclass, field, replace
 from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
 from ..metrics import Metrics
 from ..sampling import SamplingParams
+from ..structured.constraint import Constraint
+from ..structured.mask_feeder import CONSTRAINT_ERROR
 from ..tokenizer.sample_text import SampleText, TextDelta
 from ..tokenizer.tokenizer import Tokenizer
 from .bridge import Bridge, Channel
@@ -29,10 +31,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Prompt:
-    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample."""
+    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample. `constraint`: what the answers must look like."""
 
     token_ids: list[int]
     params: SamplingParams
+    constraint: Constraint | None = None
 
 
 @dataclass(slots=True)
@@ -94,12 +97,13 @@ class Generation:
     def start(self) -> None:
         """Submits all prompts, or none: raises ApiError 422, 429 or 503."""
         for prompt_idx, prompt in enumerate(self.prompts):
+            accepts = prompt.constraint.accepts if prompt.constraint is not None else None
             for sample_idx in range(prompt.params.n):
-                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids)
+                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts)
                 self._choices.append(_Choice(text, prompt_idx, sample_idx))
         try:
             for prompt_idx, prompt in enumerate(self.prompts):
-                self._request_ids.append(self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx))
+                self._request_ids.append(self._submit(prompt, prompt_idx))
                 self.usage.num_prompt_tokens += len(prompt.token_ids)
         except QueueFull as error:
             self.metrics.failures_by_reject.add()
@@ -111,6 +115,9 @@ class Generation:
             raise unavailable("the server is shutting down") from None
         if self.deadline_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self.deadline_s, self._expire)
+
+    def _submit(self, prompt: Prompt, prompt_idx: int) -> int:
+        return self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx, prompt.constraint)
 
     def abort(self, failure: Exception) -> None:
         """Ends the request: whoever iterates gets `failure`."""
@@ -165,6 +172,11 @@ class Generation:
             if "NaN" in (output.error or ""):
                 self.metrics.failures_by_nan_error.add()
                 raise ApiError(400, "the model computed a NaN for this request", code="nan_error")
+            if (output.error or "").startswith(CONSTRAINT_ERROR):
+                what = (output.error or "").removeprefix(CONSTRAINT_ERROR)
+                raise invalid_value(f"the answer cannot follow the format any further: {what}", "response_format", "constraint_failed")
+            if "every token is excluded" in (output.error or ""):
+                raise invalid_value(f"no token may follow: {output.error}", None, "no_token_left")
             incident = secrets.token_hex(8)
             _log.error("engine error %s: %s", incident, output.error)
             raise ApiError(500, f"the engine failed on this request ({incident}); the server's log has the details", code="engine_error")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 
 from ..errors import ConfigError
+from ..structured.response_format import ConstraintLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +29,17 @@ class Limits:
     max_stop_tokens: int = 64
     max_bad_words: int = 256
     max_logit_bias: int = 1024
+    max_schema_bytes: int = 256 * 2**10
+    max_subschemas: int = 1024
+    max_regex_bytes: int = 4096
     header_timeout_s: int = 10
     body_timeout_s: int = 60
     write_stall_s: int = 30
     keep_alive_s: int = 75
+
+    @property
+    def of_constraints(self) -> ConstraintLimits:
+        return ConstraintLimits(self.max_schema_bytes, self.max_subschemas, self.max_regex_bytes)
 
 
 def limits_from(settings: Iterable[str]) -> Limits:

@@ -29,6 +29,7 @@ _SAME_NAME = (
     "presence_penalty",
     "repetition_penalty",
     "ignore_eos",
+    "response_format",
     "n",
     "cache_salt",
 )

@@ -36,11 +36,11 @@ class TableDetokenizer:
 
     __slots__ = ("_at_start", "_hidden", "_lead_left", "_table", "_utf8")
 
-    def __init__(self, table: PieceTable, hidden_ids: Collection[int], prompt_ids: Sequence[int]) -> None:
+    def __init__(self, table: PieceTable, hidden_ids: Collection[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
         self._table = table
         self._hidden = hidden_ids
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at_start = all(token_id in hidden_ids for token_id in prompt_ids)
+        self._at_start = not is_exact and all(token_id in hidden_ids for token_id in prompt_ids)
         self._lead_left = table.lead_count if self._at_start else 0
 
     def push(self, token_id: int) -> str:

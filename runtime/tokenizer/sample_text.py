@@ -10,7 +10,7 @@ a stop sequence. Used by the server and by `LLM`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..engine import TokenOutput
@@ -46,11 +46,22 @@ class TextDelta:
 
 
 class SampleText:
-    """The text of one sample. After the output with a `finish_reason` (or `stopped_by_text`), further outputs are ignored."""
+    """The text of one sample. After the output with a `finish_reason` (or `stopped_by_text`), further outputs are ignored.
 
-    def __init__(self, tokenizer: Tokenizer | None, prompt_ids: Sequence[int], params: SamplingParams, eos_ids: Sequence[int]) -> None:
-        self._detokenizer: Detokenizer | None = tokenizer.detokenizer(prompt_ids) if tokenizer is not None else None
-        self._stops = StopStrings(params.stop)
+    `accepts`: of a constrained sample, whether a text is a whole answer; a stop string ends the sample only after one.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        eos_ids: Sequence[int],
+        accepts: Callable[[str], bool] | None = None,
+    ) -> None:
+        is_exact = accepts is not None
+        self._detokenizer: Detokenizer | None = tokenizer.detokenizer(prompt_ids, is_exact=is_exact) if tokenizer is not None else None
+        self._stops = StopStrings(params.stop, accepts)
         self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
         self._end_sequences = sorted(params.stop_token_sequences, key=len, reverse=True)
         self._held_tokens: list[TokenOutput] = []

@@ -8,19 +8,24 @@ Knuth–Morris–Pratt automaton per string: constant work per character. The lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 class StopStrings:
-    """`push` text, take what is safe to show. After `stopped`, the rest of the text is dropped."""
+    """`push` text, take what is safe to show. After `stopped`, the rest of the text is dropped.
 
-    __slots__ = ("_fallbacks", "_held", "_matched", "_stops", "stopped")
+    `may_stop`: asked with all text before a match; where it says no, the match is text like any other.
+    """
 
-    def __init__(self, stops: Sequence[str]) -> None:
+    __slots__ = ("_fallbacks", "_given", "_held", "_matched", "_may_stop", "_stops", "stopped")
+
+    def __init__(self, stops: Sequence[str], may_stop: Callable[[str], bool] | None = None) -> None:
         self._stops = tuple(stops)
         self._fallbacks = [_fallback_table(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)
         self._held = ""
+        self._given = ""  # kept for `may_stop` only
+        self._may_stop = may_stop
         self.stopped = False
 
     def push(self, text: str) -> str:
@@ -32,18 +37,24 @@ class StopStrings:
         seen = self._held + text
         for offset, char in enumerate(text, start=len(self._held) + 1):
             matched_len = self._advance(char)
-            if matched_len:
+            if matched_len and self._is_allowed(seen[: offset - matched_len]):
                 self.stopped = True
                 self._held = ""
                 return seen[: offset - matched_len]
         held_len = max(self._matched)
         self._held = seen[len(seen) - held_len :]
-        return seen[: len(seen) - held_len]
+        given = seen[: len(seen) - held_len]
+        if self._may_stop is not None:
+            self._given += given
+        return given
 
     def finish(self) -> str:
         """The held text, at the end of a stream that did not stop."""
         held, self._held = self._held, ""
         return held
+
+    def _is_allowed(self, text: str) -> bool:
+        return self._may_stop is None or self._may_stop(self._given + text)
 
     def _advance(self, char: str) -> int:
         """Feeds one character to every automaton; the length of the longest stop string that ends here, or 0."""

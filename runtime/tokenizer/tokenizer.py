@@ -76,10 +76,15 @@ class Tokenizer:
         skip = self.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
         return self.backend.decode(list(token_ids), skip_special_tokens=skip)
 
-    def detokenizer(self, prompt_ids: Sequence[int]) -> Detokenizer:
-        """A streaming decoder of the text that follows `prompt_ids`."""
+    @property
+    def has_token_bytes(self) -> bool:
+        """Whether `token_bytes` is what a token adds to any text: not so for decoders that look at several tokens."""
+        return self._table is not None
+
+    def detokenizer(self, prompt_ids: Sequence[int], *, is_exact: bool = False) -> Detokenizer:
+        """A streaming decoder of the text that follows `prompt_ids`. `is_exact`: each token gives just its `token_bytes`, the first too."""
         if self._table is not None:
-            return TableDetokenizer(self._table, self._hidden_ids, prompt_ids)
+            return TableDetokenizer(self._table, self._hidden_ids, prompt_ids, is_exact=is_exact)
         return WindowDetokenizer(self.backend, self._hidden_ids, prompt_ids)
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -34,7 +34,7 @@ class TestServer:
     url: str
     metrics_url: str
     app: App
-    engine: ScriptedEngine
+    engine: Any
     tokenizer: Tokenizer
     client: httpx.Client
 
@@ -43,16 +43,22 @@ class TestServer:
 
 
 def start(
-    options: AppOptions | None = None, *, with_template: bool = True, with_tokenizer: bool = True, **engine_options: Any
+    options: AppOptions | None = None,
+    *,
+    with_template: bool = True,
+    with_tokenizer: bool = True,
+    template: str = TEMPLATE,
+    make_engine: Callable[..., Any] = ScriptedEngine,
+    **engine_options: Any,
 ) -> tuple[TestServer, Callable[[], None]]:
     """A running server and the function that ends it."""
     tokenizer = Tokenizer(Backend.from_str(backend_json("byte_level")), {})
     eos_id = tokenizer.backend.token_to_id("<|end|>")
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
     max_queue_len = options.max_queue_len if options is not None else 1024
-    engine = ScriptedEngine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
-    template = ChatTemplate(TEMPLATE, {}) if with_template else None
-    model = ServedModel("scripted", tokenizer if with_tokenizer else None, template, (eos_id,))
+    engine = make_engine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
+    chat_template = ChatTemplate(template, {}) if with_template else None
+    model = ServedModel("scripted", tokenizer if with_tokenizer else None, chat_template, (eos_id,))
     metrics = Metrics("1.2.3", lambda: app.gauges())
     app = App(model, bridge, metrics, options or AppOptions())
     sockets = [bind("127.0.0.1", 0, "--web-server-port"), bind("127.0.0.1", 0, "--metrics-port")]

@@ -2,6 +2,7 @@
 
 A sample answers with the tokens of the text between `[[` and `]]` in its prompt (again and again if `ignore_eos`), then ends with EOS. Each
 step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order. At a ☢ the "model" computes a NaN.
+Where a constraint does not allow the script's token, the first allowed one comes instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
 from friendli_runtime.sampling import SamplingParams
+from friendli_runtime.structured.mask_feeder import Masks, MaskSource
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 
 NAN = -1
@@ -28,6 +30,8 @@ class _Sample:
     params: SamplingParams
     limit: int
     sink: Sink
+    masks: Masks | None = None
+    mask: bytes = b""
     num_done: int = 0
     is_cancelled: bool = False
 
@@ -61,7 +65,8 @@ class ScriptedEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int:
+        assert not params.is_constrained or constraint is not None
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
         with self._changed:
             if self._is_closed:
@@ -71,7 +76,8 @@ class ScriptedEngine:
             self._next_id += 1
             limit = params.output_limit(self.max_context_len, len(prompt_ids))
             for sample_idx in range(params.n):
-                self._samples.append(_Sample(self._next_id, sample_idx, self._script(prompt_ids, params), params, limit, sink))
+                masks = (constraint.sample(), constraint.first_mask) if constraint is not None else (None, b"")
+                self._samples.append(_Sample(self._next_id, sample_idx, self._script(prompt_ids, params), params, limit, sink, *masks))
             self._changed.notify()
             return self._next_id
 
@@ -134,9 +140,17 @@ class ScriptedEngine:
             token_id = tokens[sample.num_done] if sample.num_done < len(tokens) else self._eos_id
         if token_id == NAN:
             return TokenOutput(sample.sample_idx, None, None, None, "error", "the model computed a NaN for this token", 0)
+        if sample.masks is not None:
+            token_id = self._allowed(sample, token_id)
         sample.num_done += 1
         is_end = token_id in sample.params.stop_token_ids or (token_id in sample.params.eos_token_ids and not sample.params.ignore_eos)
         reason = "stop" if is_end else "length" if sample.num_done >= sample.limit else None
+        if sample.masks is not None and reason is None:
+            sample.mask = sample.masks.advance(token_id)
         asked = sample.params.logprobs
         top = None if asked is None else [(token_id, -0.5), ((token_id + 1) % self.vocab_size, -1.5)][:asked]
         return TokenOutput(sample.sample_idx, token_id, None if asked is None else -0.5, top, reason, None, 0)
+
+    def _allowed(self, sample: _Sample, token_id: int) -> int:
+        bits = int.from_bytes(sample.mask, "little")
+        return token_id if bits >> token_id & 1 else (bits & -bits).bit_length() - 1
