@@ -25,8 +25,9 @@ def find_candidates(graph: Graph, plan: Plan) -> list[Candidate]:
     """In the order of the plan's weights."""
     uses = _weight_uses(graph)
     readers = Counter(param.name for spec in plan.weights for param in spec.expression.params)
+    head = next((node for node in reversed(graph.nodes) if node.op == "nn.linear"), None)
     return [
-        _candidate(spec, uses[spec.expression.root], graph, plan)
+        _candidate(spec, uses[spec.expression.root], head)
         for spec in plan.weights
         if _is_wanted(uses.get(spec.expression.root, [])) and _is_alone(spec, readers)
     ]
@@ -59,23 +60,19 @@ def _is_alone(spec: WeightSpec, readers: Counter[str]) -> bool:
     )
 
 
-def _candidate(spec: WeightSpec, uses: list[tuple[Node, bool]], graph: Graph, plan: Plan) -> Candidate:
+def _candidate(spec: WeightSpec, uses: list[tuple[Node, bool]], head: Node | None) -> Candidate:
     nodes = [node for node, _ in uses]
     ops = {node.op for node in nodes}
     module = nodes[-1].source.module
     params = tuple(param.name for param in spec.expression.params)
     group = nodes[0].output.name if "moe.experts" in ops else spec.name
-    return Candidate(spec.name, _role(nodes, ops, plan.vocab_size), spec.dims, params, module, group, layer_of(module))
+    return Candidate(spec.name, _role(nodes, ops, head), spec.dims, params, module, group, layer_of(module))
 
 
-def _role(nodes: list[Node], ops: set[str], vocab_size: int) -> str:
+def _role(nodes: list[Node], ops: set[str], head: Node | None) -> str:
+    """`head`: the last linear layer, which gives the logits."""
     if "moe.experts" in ops:
         return "experts"
-    if ops == {"nn.embedding"}:
-        return "embedding"
-    gives_logits = any(
-        node.op == "nn.linear" and node.output.dims[0] == "num_logits" and node.output.dims[-1] == vocab_size for node in nodes
-    )
     if "nn.embedding" in ops:
-        return "tied"
-    return "head" if gives_logits else "linear"
+        return "embedding" if ops == {"nn.embedding"} else "tied"
+    return "head" if head in nodes else "linear"

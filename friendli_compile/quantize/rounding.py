@@ -166,32 +166,41 @@ def _round_integers(w: Array, h: Array | None, fmt: Format, search: bool) -> Fou
     table = INTEGERS[fmt.dtype]
     low, high = np.float32(table.smallest), np.float32(table.largest)
     extreme = _extreme(w)
+    plain = storable_scales(np.abs(extreme) / high, fmt.scale_dtype)
+    codes = _integer_codes(w, plain, low, high)
     if not search:
-        scales = storable_scales(np.abs(extreme) / high, fmt.scale_dtype)
-        return _integer_codes(w, scales, table.zero, low, high), scales, None
+        return (codes - low).astype(np.uint8), plain, None
+    factors = CLIP_4BIT if fmt.bits == 4 else CLIP_8BIT
+    scales = storable_scales(_fitted_scales(w, h, extreme, low, high, factors), fmt.scale_dtype)
+    others = _integer_codes(w, scales, low, high)
+    is_better = _error(w, others * scales, h) < _error(w, codes * plain, h)
+    found = np.where(is_better, others, codes) - low
+    return found.astype(np.uint8), np.where(is_better, scales, plain).astype(np.float32), None
+
+
+def _fitted_scales(w: Array, h: Array | None, extreme: Array, low: np.float32, high: np.float32, factors: tuple[float, ...]) -> Array:
+    """[M]: of the candidates that map the extreme to `low` times a factor, the least-squares scale of the one that it serves best."""
     wh = w if h is None else w * h
     best_gain = np.full(w.shape[1], -1.0, np.float32)
     best_scale = np.zeros(w.shape[1], np.float32)
-    unit = -low / np.where(extreme == 0, np.float32(1), -extreme)  # codes per value: the extreme becomes the lowest code
-    for factor in CLIP_4BIT if fmt.bits == 4 else CLIP_8BIT:
+    unit = low / np.where(extreme == 0, np.float32(1), extreme)  # codes per value
+    for factor in factors:
         q = np.rint(w * (unit * np.float32(factor)))
         np.clip(q, low, high, out=q)
         along = np.einsum("gm,gm->m", q, wh)
-        q *= q
-        size = q.sum(axis=0) if h is None else np.einsum("gm,gm->m", q, h)
-        gain = np.where(size > 0, along * along / np.where(size > 0, size, 1), 0)  # by how much the best scale lowers the error
+        size = np.einsum("gm,gm->m", q, q) if h is None else np.einsum("gm,gm,gm->m", q, q, h)
+        known = np.where(size > 0, size, 1)
+        gain = along * along / known  # by how much the best scale lowers the error
         is_better = gain > best_gain
         best_gain = np.where(is_better, gain, best_gain)
-        best_scale = np.where(is_better, along / np.where(size > 0, size, 1), best_scale)
-    scales = storable_scales(np.where(extreme == 0, 0, best_scale).astype(np.float32), fmt.scale_dtype)
-    return _integer_codes(w, scales, table.zero, low, high), scales, None
+        best_scale = np.where(is_better, along / known, best_scale)
+    return np.where(extreme == 0, np.float32(0), best_scale).astype(np.float32)
 
 
-def _integer_codes(w: Array, scales: Array, zero: int, low: np.float32, high: np.float32) -> Array:
+def _integer_codes(w: Array, scales: Array, low: np.float32, high: np.float32) -> Array:
+    """Codes without their zero, as f32."""
     q = np.rint(w * _inverse(scales))
-    np.clip(q, low, high, out=q)
-    q += np.float32(zero)
-    return q.astype(np.uint8)
+    return np.clip(q, low, high, out=q)
 
 
 def _round_with_zeros(w: Array, h: Array | None, fmt: Format, search: bool) -> Found:

@@ -1,0 +1,162 @@
+"""Rounding: codes and scales mean what the format says, searched clipping is never worse, and what cannot be rounded is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from friendli_compile.errors import CheckpointError
+from friendli_compile.quantize.choose import ActivationErrors, choose_format
+from friendli_compile.quantize.codes import FLOATS, INTEGERS, nearest_float, scale_from_storage, scale_to_storage
+from friendli_compile.quantize.rounding import Rounding, dequantize, require_finite, round_matrix
+from friendli_compile.quantize.schemes import Format, Scheme, parse_scheme
+
+SCHEMES = ["w4a8:g32", "w4a16:g16", "w4a16:g64z", "w7a8:g128", "w8a16:g128", "w8a16:channel", "w8a8:channel", "fp8:channel", "fp8:tensor",
+           "fp8:block128", "mxfp4"]  # fmt: skip
+HALF_STEPS = {"i4": 7, "u4": 15 / 2, "i7": 63, "i8": 127}  # codes from 0 to the largest value
+
+
+def scheme_of(text: str) -> Scheme:
+    scheme = parse_scheme(text)
+    assert scheme is not None
+    return scheme
+
+
+def matrix(num_rows: int = 40, num_columns: int = 256, seed: int = 0) -> np.ndarray:
+    """Values with heavy tails, one row and one group of zeros, and rows of very different sizes."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_t(5, (num_rows, num_columns)) * np.exp(rng.uniform(-3, 1, (num_rows, 1)))
+    values[3] = 0
+    values[4, 128:] = 0
+    return values.astype(np.float32)
+
+
+def squared_error(values: np.ndarray, fmt: Format, **options: object) -> float:
+    return float(np.square(dequantize(round_matrix(values, fmt, **options), fmt) - values).sum())  # type: ignore[arg-type]
+
+
+def formats() -> list[Format]:
+    return [fmt for text in SCHEMES for fmt in scheme_of(text).formats(40, 256)]
+
+
+@pytest.mark.parametrize("fmt", formats(), ids=str)
+@pytest.mark.parametrize("search", [True, False])
+def test_codes_are_in_range_scales_can_be_stored_and_zeros_stay_zero(fmt: Format, search: bool) -> None:
+    values = matrix()
+    rounded = round_matrix(values, fmt, search=search)
+    if fmt.dtype in INTEGERS:
+        assert rounded.codes.max() <= INTEGERS[fmt.dtype].max_code
+    assert (rounded.zeros is not None) == fmt.has_zeros
+    stored = scale_to_storage(rounded.scales, fmt.scale_dtype)
+    np.testing.assert_array_equal(scale_from_storage(stored, fmt.scale_dtype), rounded.scales)
+    result = dequantize(rounded, fmt)
+    assert np.isfinite(result).all() and not result[3].any() and not result[4, 128:].any()
+
+
+@pytest.mark.parametrize("dtype", ["i4", "u4", "i7", "i8"])
+def test_plain_rounding_leaves_at_most_half_a_step(dtype: str) -> None:
+    values = matrix()
+    fmt = Format(dtype, 32, "f32", "f32", 256)
+    error = np.abs(dequantize(round_matrix(values, fmt, search=False), fmt) - values).reshape(40, -1, 32).max(axis=2)
+    groups = values.reshape(40, -1, 32)
+    reach = np.abs(groups).max(axis=2) if dtype != "u4" else (np.maximum(groups.max(axis=2), 0) - np.minimum(groups.min(axis=2), 0)) / 2
+    assert (error <= reach / HALF_STEPS[dtype] * (0.5001 if dtype != "u4" else 1.0)).all(), "u4 rounds its zero point too"
+
+
+@pytest.mark.parametrize("fmt", formats(), ids=str)
+def test_a_searched_scale_is_not_worse_than_the_plain_one(fmt: Format) -> None:
+    values = matrix()
+    assert squared_error(values, fmt) <= 1.001 * squared_error(values, fmt, search=False)
+
+
+def test_four_bits_gain_at_least_a_tenth_from_the_search() -> None:
+    for dtype in ("i4", "u4"):
+        fmt = Format(dtype, 32, "f16", "f32", 256)
+        values = np.random.default_rng(1).standard_normal((64, 256)).astype(np.float32)
+        assert squared_error(values, fmt) < (0.75 if dtype == "i4" else 0.97) * squared_error(values, fmt, search=False)
+
+
+def test_columns_that_matter_more_are_rounded_better() -> None:
+    values, fmt = matrix(), Format("i4", 64, "f16", "f32", 256)
+    importance = np.ones(256, np.float32)
+    importance[::8] = 100
+    difference = {h is None: np.square(dequantize(round_matrix(values, fmt, importance=h), fmt) - values) for h in (None, importance)}
+    assert difference[False][:, ::8].sum() < 0.8 * difference[True][:, ::8].sum()
+
+
+def test_rounding_does_not_depend_on_the_rows_beside() -> None:
+    values, fmt = matrix(200, 1024, seed=2), Format("i4", 32, "f16", "i8", 32)
+    whole, part = round_matrix(values, fmt), round_matrix(values[70:90], fmt)
+    np.testing.assert_array_equal(whole.codes[70:90], part.codes)
+    np.testing.assert_array_equal(whole.scales[70:90], part.scales)
+
+
+def test_e4m3_codes_are_those_of_torch() -> None:
+    rng = np.random.default_rng(3)
+    ties = FLOATS["e4m3"][:126].astype(np.float64)
+    middles = ((ties[:-1] + ties[1:]) / 2).astype(np.float32)
+    parts = [np.linspace(-448, 448, 30001), rng.standard_normal(30000) * 0.01, middles, -middles]
+    values = np.concatenate(parts).astype(np.float32)
+    expected = torch.from_numpy(values).to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    np.testing.assert_array_equal(nearest_float("e4m3", values), expected)
+    np.testing.assert_array_equal(FLOATS["e4m3"], torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float().numpy())
+
+
+def test_e2m1_codes_are_the_nearest_and_ties_go_to_the_even_one() -> None:
+    values = np.linspace(-7, 7, 2801).astype(np.float32)
+    codes = nearest_float("e2m1", values)
+    distance = np.abs(FLOATS["e2m1"][codes] - values)
+    np.testing.assert_allclose(distance, np.abs(FLOATS["e2m1"][None, :] - values[:, None]).min(axis=1))
+    ties = np.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0], np.float32)
+    assert not (nearest_float("e2m1", ties) & 1).any()
+
+
+def test_mxfp4_scales_are_those_of_the_specification_without_search() -> None:
+    values = matrix()
+    rounded = round_matrix(values, Format("e2m1", 32, "e8m0", "i8", 32), search=False)
+    peak = np.abs(values.reshape(40, -1, 32)).max(axis=2)
+    expected = np.exp2(np.floor(np.log2(np.where(peak > 0, peak, 1))) - 2)
+    np.testing.assert_array_equal(rounded.scales[peak > 0], expected[peak > 0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_a_number_is_refused_with_tensor_and_place(bad: float) -> None:
+    values = matrix()
+    values[7, 9] = bad
+    with pytest.raises(CheckpointError, match="row 7, column 9") as error:
+        require_finite(values, "model.layers.0.mlp.up_proj.weight")
+    assert "model.layers.0.mlp.up_proj.weight" in error.value.what
+    with pytest.raises(CheckpointError):
+        Rounding().round("x", values, Format("i4", 32, "f16", "f32", 256))
+
+
+def test_experts_are_rounded_one_by_one() -> None:
+    experts = np.stack([matrix(seed=0), matrix(seed=1)])
+    fmt = Format("i4", 32, "f16", "i8", 32)
+    importance = np.random.default_rng(0).uniform(0, 1, (2, 256)).astype(np.float32)
+    together = Rounding(importance={"w": importance}).round("w", experts, fmt)
+    for i in range(2):
+        alone = round_matrix(experts[i], fmt, importance=importance[i])
+        np.testing.assert_array_equal(together.codes[i * 40 : (i + 1) * 40], alone.codes)
+
+
+def test_scales_that_f16_cannot_hold_are_stored_as_f32() -> None:
+    scheme = scheme_of("w4a8:g32")
+    assert choose_format(matrix(), scheme).scale_dtype == "f16"
+    assert choose_format(matrix() * np.float32(1e-6), scheme).scale_dtype == "f32"
+    assert choose_format(matrix() * np.float32(1e7), scheme).scale_dtype == "f32"
+    mixed = matrix()
+    mixed[8:] *= np.float32(1e-8)  # negligible beside the others
+    assert choose_format(mixed, scheme).scale_dtype == "f16"
+
+
+def test_w8a8_gives_the_eighth_bit_to_the_side_that_needs_it() -> None:
+    scheme = scheme_of("w8a8:channel")
+    assert choose_format(matrix(), scheme, ActivationErrors(i8=0.0, i7=0.0)).dtype == "i8"
+    assert choose_format(matrix(), scheme, ActivationErrors(i8=0.0, i7=1.0)).dtype == "i7"
+    fmt = choose_format(matrix(), scheme)
+    assert (fmt.dtype, fmt.act_dtype) in (("i7", "i8"), ("i8", "i7"))
+    assert replace(fmt, scale_dtype="f32") == fmt
