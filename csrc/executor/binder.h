@@ -43,6 +43,7 @@ class Storage {
   virtual const WeightPointers& weight_pointers_of(const std::string& name) const = 0;
   virtual bool quantize_activations() const = 0;
   virtual int64_t max_rows(RowDim row_dim) const = 0;
+  virtual int64_t max_context_len() const = 0;
   virtual int64_t num_kv_layers() const = 0;
   virtual const KvLayer& kv_layer(int64_t index) const = 0;
 };

@@ -72,6 +72,7 @@ struct Executor::Impl final : Storage {
     if (row_dim == RowDim::none) return 1;
     return row_dim == RowDim::num_tokens ? options.max_num_tokens : options.max_num_logits;
   }
+  int64_t max_context_len() const override { return plan.max_context_len; }
   int64_t num_kv_layers() const override { return static_cast<int64_t>(kv_layers.size()); }
   const KvLayer& kv_layer(int64_t index) const override { return kv_layers[static_cast<size_t>(index)]; }
 
@@ -139,8 +140,8 @@ void Executor::Impl::check_options() const {
   require_range("max_num_tokens", options.max_num_tokens, 1, kMaxRows);
   require_range("max_num_logits", options.max_num_logits, 1, kMaxRows);
   require_range("num_blocks", options.num_blocks, 1, std::numeric_limits<int32_t>::max());
-  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16) {
-    throw Error(std::string("kv_dtype is ") + dtype_name(options.kv_dtype), "executor options", "use f32 or bf16");
+  if (options.kv_dtype != DType::f32 && options.kv_dtype != DType::bf16 && options.kv_dtype != DType::i8) {
+    throw Error(std::string("kv_dtype is ") + dtype_name(options.kv_dtype), "executor options", "use f32, bf16 or i8");
   }
   if (plan.vocab_size < 1) throw PlanError("vocab_size is " + std::to_string(plan.vocab_size), "plan.json");
 }
@@ -206,7 +207,7 @@ void Executor::Impl::place_kv() {
     const std::string where = "plan.json, KV layer " + std::to_string(kv_layers.size());
     if (spec.num_kv_heads < 1 || spec.k_head_dim < 1 || spec.v_head_dim < 1)
       throw PlanError("heads and head dims must be positive", where);
-    checked_mul(spec.num_kv_heads, checked_mul(checked_add(spec.k_head_dim, spec.v_head_dim + 8), kKvBlock * 4));
+    checked_mul(spec.num_kv_heads, checked_mul(checked_add(spec.k_head_dim, spec.v_head_dim + 16), kKvBlock * 4));
     kv_layers.push_back({nullptr, options.kv_dtype, spec.num_kv_heads, spec.k_head_dim, spec.v_head_dim});
     offsets.push_back(total);
     total = checked_add(total, checked_mul(options.num_blocks, kv_layers.back().block_bytes()));

@@ -1,5 +1,5 @@
-// attn.paged: all threads append the step's keys and values, then share out tasks (sequence × chunk of queries × KV
-// head) by their cost.
+// attn.paged: all threads append the step's keys and values, then take tasks (sequence × chunk of queries × KV head) or,
+// when these are few, pieces of the context of tasks, until none is left.
 #include <algorithm>
 
 #include "executor/ops.h"
@@ -7,11 +7,14 @@
 namespace fmo {
 namespace {
 
+constexpr int64_t kTasksPerThread = 8;  // with fewer, pieces are shared out: threads then end at about the same time
+
 struct Attention {
   const Tensor *q, *k, *v, *y;
   const KvLayer* layer;
   AttentionParams params;
   AttentionKernels kernels;
+  int64_t max_state_floats;  // of the pieces, in the shared workspace
 
   static HeadRows rows_of(const Tensor& x, int64_t first_row) {
     return {x.as<const float>() + first_row * x.stride(0), x.stride(0), x.stride(1)};
@@ -35,55 +38,91 @@ void append(const Attention& a, const Step& step, int thread) {
   }
 }
 
-// Keys that `num_queries` queries from `position` on see, roughly, plus a constant for the rows themselves.
-int64_t task_cost(const AttentionParams& params, int64_t position, int64_t num_queries) {
-  const int64_t last = position + num_queries - 1;
-  return num_queries * (last + 1 - params.first_key(last) + kKeyTile);
-}
-
-// Calls visit(seq, first query, number of queries, cost) for every chunk of queries of the batch.
+// Tasks in the order in which threads take them: visit(task, number of its pieces). The longest contexts come last in a
+// sequence, so chunks are walked backwards: what is left for the end is short.
 template <class Visit>
-void for_each_chunk(const Attention& a, const Batch& batch, Visit&& visit) {
-  const int64_t chunk = queries_per_task(a.params.num_q_heads / a.layer->num_kv_heads);
+void for_each_task(const Attention& a, const Batch& batch, Visit&& visit) {
+  AttentionTask task;
+  task.group = a.params.num_q_heads / a.layer->num_kv_heads;
+  task.out_row_stride = a.y->stride(0);
+  task.out_head_stride = a.y->stride(1);
+  const int64_t chunk = queries_per_task(task.group);
   for (int64_t seq = 0; seq < batch.num_seqs; ++seq) {
     const int64_t length = batch.cu_seqlens[seq + 1] - batch.cu_seqlens[seq];
-    for (int64_t query = 0; query < length; query += chunk) {
-      const int64_t count = std::min(chunk, length - query);
-      visit(seq, query, count, task_cost(a.params, batch.context_lens[seq] + query, count));
+    task.block_table = block_table(batch, seq);
+    for (int64_t query = (length - 1) / chunk * chunk; query >= 0; query -= chunk) {
+      const int64_t row = batch.cu_seqlens[seq] + query;
+      task.q = Attention::rows_of(*a.q, row);
+      task.out = a.y->as<float>() + row * a.y->stride(0);
+      task.num_queries = std::min(chunk, length - query);
+      task.first_position = batch.context_lens[seq] + query;
+      for (task.kv_head = 0; task.kv_head < a.layer->num_kv_heads; ++task.kv_head) visit(task);
     }
   }
 }
 
-void run_task(const Attention& a, const Batch& batch, int64_t seq, int64_t query, int64_t count, int64_t kv_head,
-              float* scratch) {
-  const int64_t row = batch.cu_seqlens[seq] + query;
-  AttentionTask task;
-  task.q = Attention::rows_of(*a.q, row);
-  task.out = a.y->as<float>() + row * a.y->stride(0);
-  task.out_row_stride = a.y->stride(0);
-  task.out_head_stride = a.y->stride(1);
-  task.num_queries = count;
-  task.first_position = batch.context_lens[seq] + query;
-  task.kv_head = kv_head;
-  task.block_table = block_table(batch, seq);
-  a.kernels.attend(*a.layer, a.params, task, scratch);
+// Whether the pieces of the tasks are work of their own: when there are few tasks, and the states of all pieces fit.
+bool splits_pieces(const Attention& a, const Batch& batch, int num_threads) {
+  int64_t num_tasks = 0, num_pieces = 0, state_floats = 0;
+  for_each_task(a, batch, [&](const AttentionTask& task) {
+    const int64_t pieces = task_pieces(a.params, task).size();
+    num_tasks += 1;
+    num_pieces += pieces;
+    state_floats += pieces * RowStates::floats(*a.layer, task.num_rows());
+  });
+  return num_threads > 1 && num_tasks < kTasksPerThread * num_threads && num_pieces > num_tasks &&
+         state_floats <= a.max_state_floats;
 }
 
-// A task belongs to the thread in whose share of the total cost its middle lies.
-void attend(const Attention& a, const Step& step, int thread) {
-  const Batch& batch = *step.batch;
-  const int64_t num_kv_heads = a.layer->num_kv_heads;
-  int64_t total = 0;
-  for_each_chunk(a, batch, [&](int64_t, int64_t, int64_t, int64_t cost) { total += cost * num_kv_heads; });
-  const Range mine = split(2 * total, thread, step.num_threads);
-  float* scratch = reinterpret_cast<float*>(step.thread_workspace(thread));
-  int64_t done = 0;
-  for_each_chunk(a, batch, [&](int64_t seq, int64_t query, int64_t count, int64_t cost) {
-    for (int64_t kv_head = 0; kv_head < num_kv_heads; ++kv_head, done += cost) {
-      const int64_t middle = 2 * done + cost;
-      if (middle >= mine.begin && middle < mine.end) run_task(a, batch, seq, query, count, kv_head, scratch);
+void attend_tasks(const Attention& a, const Step& step, float* scratch) {
+  int64_t mine = step.take(1), index = 0;
+  for_each_task(a, *step.batch, [&](const AttentionTask& task) {
+    if (index++ != mine) return;
+    attend(a.kernels, *a.layer, a.params, task, scratch);
+    mine = step.take(1);
+  });
+}
+
+// The states of the pieces lie one after the other in the shared workspace, task by task.
+void attend_pieces(const Attention& a, const Step& step, float* scratch) {
+  int64_t mine = step.take(1), index = 0;
+  float* memory = reinterpret_cast<float*>(step.shared_workspace);
+  for_each_task(a, *step.batch, [&](const AttentionTask& task) {
+    const Range pieces = task_pieces(a.params, task);
+    for (int64_t piece = pieces.begin; piece < pieces.end; ++piece) {
+      const RowStates states = RowStates::in(memory, *a.layer, task.num_rows());
+      memory += RowStates::floats(*a.layer, task.num_rows());
+      if (index++ != mine) continue;
+      a.kernels.attend_piece(*a.layer, a.params, task, piece, states, scratch);
+      mine = step.take(1);
     }
   });
+}
+
+// The pieces of each task, in order, as `attend` does it.
+void fold_tasks(const Attention& a, const Step& step, int thread, float* scratch) {
+  const float* memory = reinterpret_cast<const float*>(step.shared_workspace);
+  int64_t index = 0;
+  for_each_task(a, *step.batch, [&](const AttentionTask& task) {
+    const int64_t num_pieces = task_pieces(a.params, task).size(), num_rows = task.num_rows();
+    const int64_t floats = RowStates::floats(*a.layer, num_rows);
+    if (index++ % step.num_threads == thread) {
+      const RowStates running = RowStates::in(scratch, *a.layer, num_rows);
+      start_rows(*a.layer, a.params, task, running);
+      for (int64_t i = 0; i < num_pieces; ++i)
+        fold_piece(*a.layer, task, RowStates::in(const_cast<float*>(memory) + i * floats, *a.layer, num_rows), running);
+      finish_rows(*a.layer, task, running);
+    }
+    memory += num_pieces * floats;
+  });
+}
+
+void attend_step(const Attention& a, const Step& step, int thread) {
+  float* scratch = reinterpret_cast<float*>(step.thread_workspace(thread));
+  if (!splits_pieces(a, *step.batch, step.num_threads)) return attend_tasks(a, step, scratch);
+  attend_pieces(a, step, scratch);
+  step.barrier();
+  fold_tasks(a, step, thread, scratch);
 }
 
 AttentionParams attention_params(Binder& binder, int64_t num_q_heads) {
@@ -133,13 +172,15 @@ BoundOp bind_attention(Binder& binder) {
   a.params = attention_params(binder, num_q_heads);
   a.kernels = attention_kernels(binder.isa());
   const int64_t group = num_q_heads / layer.num_kv_heads;
-  binder.need_workspace(0,
-                        checked_mul(attention_scratch_floats(layer, checked_mul(queries_per_task(group), group)), 4));
+  const int64_t max_pieces = ceil_div(binder.storage().max_context_len(), kPieceKeys);
+  a.max_state_floats = checked_mul(checked_mul(max_pieces, layer.num_kv_heads), RowStates::floats(layer, group));
+  const int64_t scratch_floats = attention_scratch_floats(layer, checked_mul(queries_per_task(group), group));
+  binder.need_workspace(checked_mul(a.max_state_floats, 4), checked_mul(scratch_floats, 4));
   const std::string kernel = std::string("attention.cpu.") + isa_name(binder.isa()) + "." + dtype_name(layer.dtype);
   return {kernel, [a](const Step& step, int thread) {
             append(a, step, thread);
             step.barrier();
-            attend(a, step, thread);
+            attend_step(a, step, thread);
           }};
 }
 

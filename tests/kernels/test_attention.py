@@ -97,7 +97,7 @@ def pieces(length: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
 @pytest.mark.parametrize("heads", [(4, 2, 32, 24), (1, 1, 16, 16), (12, 1, 8, 8)], ids=str)
 @pytest.mark.parametrize("variant", ["plain", "window and chunk"])
 def test_chunks_and_single_tokens_give_the_bits_of_one_prefill(variant: str, heads: tuple[int, ...], kv_dtype: str, isa: str) -> None:
@@ -115,7 +115,7 @@ def test_chunks_and_single_tokens_give_the_bits_of_one_prefill(variant: str, hea
             assert np.array_equal(part, whole[start:stop]), (chunk, start)
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
 def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(kv_dtype: str) -> None:
     lengths = [5, 70, 33, 100]
     arrays = make_arrays(sum(lengths), 6, 2, 32, 32)

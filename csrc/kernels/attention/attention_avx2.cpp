@@ -2,11 +2,12 @@
 //
 //   scores   R rows × 16·B keys in registers, one FMA chain per score over d        [R·2·B ≤ 12 accumulators]
 //   softmax  per row: mask, running maximum, exp, running total, rescale the sums if the maximum rose
-//   values   R rows × 8·C dims in registers, one FMA chain per dim over the visible keys;
-//            rows that see different keys go one by one
+//   values   R rows × 8·C dims in registers, one FMA chain per dim over the visible keys; the keys that not all R rows
+//            see are added row by row, before and after
 //
-// A task with many rows first unpacks a bf16 tile to f32; few rows (decode) read the cache directly. Both give the same
-// bits.
+// The rows of q are packed in tiles [k_padded][R] with R ≤ 6. All rows of a register tile share every load of K and V.
+// A task with many rows first unpacks a tile of the cache to f32; few rows (decode) expand the cells in registers and
+// prefetch the next tile. Both give the same bits.
 #include <immintrin.h>
 
 #include "kernels/attention/attention_tables.h"
@@ -18,38 +19,60 @@ namespace {
 using avx2::unroll;
 
 constexpr int64_t kRowTile = 6;
-constexpr int64_t kUnpackRows = 3 * kRowTile;  // from here on, unpacking a bf16 tile pays
+constexpr int64_t kUnpackRows = 3 * kRowTile;  // from here on, unpacking a tile pays
 constexpr int64_t kTileBlocks = kKeyTile / kKvBlock;
+constexpr float kCodeScale = 0x1p-24f;  // `expand` gives the codes of i8 times 2^24
 
 template <class T>
-inline __attribute__((always_inline)) __m256 load8(const T* p) {
+constexpr int kPack = 4 / sizeof(T);
+
+inline Range row_tile_at(int64_t num_rows, int64_t tile) {
+  return split(num_rows, static_cast<int>(tile), static_cast<int>(ceil_div(num_rows, kRowTile)));
+}
+
+// Where element E of a cell goes to the top byte.
+template <int E>
+inline __attribute__((always_inline)) __m256i top_byte_shuffle() {
+  return _mm256_setr_epi8(-1, -1, -1, E, -1, -1, -1, 4 + E, -1, -1, -1, 8 + E, -1, -1, -1, 12 + E, -1, -1, -1, E, -1,
+                          -1, -1, 4 + E, -1, -1, -1, 8 + E, -1, -1, -1, 12 + E);
+}
+
+// Element E of eight cells as f32; of i8, times 2^24 (exact).
+template <class T, int E>
+inline __attribute__((always_inline)) __m256 expand(const char* p) {
+  const __m256i cells = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   if constexpr (sizeof(T) == 4) {
-    return _mm256_loadu_ps(p);
+    return _mm256_castsi256_ps(cells);
+  } else if constexpr (sizeof(T) == 2) {
+    return _mm256_castsi256_ps(E == 0 ? _mm256_slli_epi32(cells, 16)
+                                      : _mm256_and_si256(cells, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
   } else {
-    return avx2::load_bf16(p);
+    return _mm256_cvtepi32_ps(_mm256_shuffle_epi8(cells, top_byte_shuffle<E>()));
   }
 }
 
-// The blocks of one tile, in the cache or unpacked; K [k_head_dim][16], V [16][v_padded].
-template <class T>
+// The blocks of one tile, in the cache or unpacked.
 struct TileBlocks {
-  const T* k[kTileBlocks];
-  const T* v[kTileBlocks];
+  const char *k[kTileBlocks], *v[kTileBlocks];
+  const char *next_k[kTileBlocks], *next_v[kTileBlocks];  // of the next tile, to prefetch
 };
 
-// Scores of R rows against B blocks: q·k, unscaled.
+// Scores of R rows against B blocks: q·k, unscaled. q [k_padded][R].
 template <class T, int R, int B>
-__attribute__((noinline)) void score_block(const float* const* q, const T* const* k, int64_t k_head_dim,
-                                           float* scores) {
+__attribute__((noinline)) void score_block(const float* q, const char* const* k, const char* const* next,
+                                           int64_t num_cells, float* scores) {
   __m256 sum[R * B * 2];
   unroll<R * B * 2>([&](auto i) { sum[i] = _mm256_setzero_ps(); });
-  for (int64_t d = 0; d < k_head_dim; ++d) {
+  for (int64_t c = 0; c < num_cells; ++c, q += kPack<T> * R) {
     unroll<B>([&](auto b) __attribute__((always_inline)) {
-      const __m256 k0 = load8(k[b] + d * kKvBlock), k1 = load8(k[b] + d * kKvBlock + 8);
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const __m256 a = _mm256_broadcast_ss(q[r] + d);
-        sum[(r * B + b) * 2] = _mm256_fmadd_ps(a, k0, sum[(r * B + b) * 2]);
-        sum[(r * B + b) * 2 + 1] = _mm256_fmadd_ps(a, k1, sum[(r * B + b) * 2 + 1]);
+      if constexpr (R < kRowTile) _mm_prefetch(next[b] + c * 64, _MM_HINT_T0);
+      unroll<kPack<T>>([&](auto e) __attribute__((always_inline)) {
+        const __m256 k0 = expand<T, e>(k[b] + c * 64), k1 = expand<T, e>(k[b] + c * 64 + 32);
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const __m256 a = _mm256_broadcast_ss(q + e * R + r);
+          avx2::add_product(sum[(r * B + b) * 2], a, k0);
+          avx2::add_product(sum[(r * B + b) * 2 + 1], a, k1);
+        });
       });
     });
   }
@@ -60,214 +83,295 @@ __attribute__((noinline)) void score_block(const float* const* q, const T* const
 
 // R rows against blocks begin … end of a tile, B at a time.
 template <class T, int R, int B>
-void score_rows(const float* const* q, const TileBlocks<T>& blocks, int64_t begin, int64_t end, int64_t k_head_dim,
-                float* scores) {
-  int64_t b = begin;
-  for (; b + B <= end; b += B) score_block<T, R, B>(q, blocks.k + b, k_head_dim, scores + b * kKvBlock);
-  for (; b < end; ++b) score_block<T, R, 1>(q, blocks.k + b, k_head_dim, scores + b * kKvBlock);
+void score_rows(const float* q, const TileBlocks& blocks, Range range, int64_t num_cells, float* scores) {
+  int64_t b = range.begin;
+  for (; b + B <= range.end; b += B)
+    score_block<T, R, B>(q, blocks.k + b, blocks.next_k + b, num_cells, scores + b * kKvBlock);
+  for (; b < range.end; ++b)
+    score_block<T, R, 1>(q, blocks.k + b, blocks.next_k + b, num_cells, scores + b * kKvBlock);
 }
 
+using ScoreFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
 template <class T>
-void score_rows_any(int64_t num_rows, const float* const* q, const TileBlocks<T>& blocks, int64_t begin, int64_t end,
-                    int64_t k_head_dim, float* scores) {
-  switch (num_rows) {
-    case 1:
-      return score_rows<T, 1, 4>(q, blocks, begin, end, k_head_dim, scores);
-    case 2:
-      return score_rows<T, 2, 2>(q, blocks, begin, end, k_head_dim, scores);
-    case 3:
-      return score_rows<T, 3, 2>(q, blocks, begin, end, k_head_dim, scores);
-    case 4:
-      return score_rows<T, 4, 1>(q, blocks, begin, end, k_head_dim, scores);
-    case 5:
-      return score_rows<T, 5, 1>(q, blocks, begin, end, k_head_dim, scores);
-    default:
-      return score_rows<T, 6, 1>(q, blocks, begin, end, k_head_dim, scores);
-  }
-}
+constexpr ScoreFunction kScoreFunctions[kRowTile + 1] = {
+    nullptr,          score_rows<T, 1, 4>, score_rows<T, 2, 2>, score_rows<T, 3, 2>,
+    score_rows<T, 4, 1>, score_rows<T, 5, 1>, score_rows<T, 6, 1>};
 
 // sums[r][…] += p[r][j] · V[j][…] for the visible keys, C vectors of dims from `d` on.
 template <class T, int R, int C>
-__attribute__((noinline)) void value_block(const float* p, const TileBlocks<T>& blocks, Range visible, int64_t v_padded,
+__attribute__((noinline)) void value_block(const float* p, const TileBlocks& blocks, Range visible, int64_t v_padded,
                                            int64_t d, float* sums) {
   __m256 sum[R * C];
   unroll<R * C>([&](auto i) { sum[i] = _mm256_loadu_ps(sums + (i / C) * v_padded + d + (i % C) * 8); });
+  const auto add_key = [&](auto e, const char* cells, int64_t j) __attribute__((always_inline)) {
+    __m256 value[C];
+    unroll<C>([&](auto c) __attribute__((always_inline)) { value[c] = expand<T, e>(cells + c * 32); });
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      const __m256 a = _mm256_broadcast_ss(p + r * kKeyTile + j);
+      unroll<C>([&](auto c) __attribute__((always_inline)) { avx2::add_product(sum[r * C + c], a, value[c]); });
+    });
+  };
   for (int64_t j = visible.begin; j < visible.end;) {
-    const int64_t block_end = std::min(visible.end, (j / kKvBlock + 1) * kKvBlock);
-    const T* v = blocks.v[j / kKvBlock] + (j % kKvBlock) * v_padded + d;
-    for (; j < block_end; ++j, v += v_padded) {
-      __m256 value[C];
-      unroll<C>([&](auto c) __attribute__((always_inline)) { value[c] = load8(v + c * 8); });
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const __m256 a = _mm256_broadcast_ss(p + r * kKeyTile + j);
-        unroll<C>([&](auto c) __attribute__((always_inline)) {
-          sum[r * C + c] = _mm256_fmadd_ps(a, value[c], sum[r * C + c]);
-        });
+    const int64_t block = j / kKvBlock, end = std::min(visible.end, (block + 1) * kKvBlock);
+    const int64_t offset = (j % kKvBlock / kPack<T> * v_padded + d) * 4;
+    const char *cells = blocks.v[block] + offset, *next = blocks.next_v[block] + offset;
+    if (j % kPack<T> != 0 || j + kPack<T> > end) {  // a cell of which some keys are not visible
+      unroll<kPack<T>>([&](auto e) {
+        if (j % kPack<T> == e) add_key(e, cells, j);
       });
+      ++j;
+      continue;
+    }
+    for (; j + kPack<T> <= end; j += kPack<T>, cells += v_padded * 4, next += v_padded * 4) {
+      if constexpr (R < kRowTile)
+        unroll<(C + 1) / 2>([&](auto c) __attribute__((always_inline)) { _mm_prefetch(next + c * 64, _MM_HINT_T0); });
+      unroll<kPack<T>>([&](auto e) __attribute__((always_inline)) { add_key(e, cells, j + e); });
     }
   }
   unroll<R * C>([&](auto i) { _mm256_storeu_ps(sums + (i / C) * v_padded + d + (i % C) * 8, sum[i]); });
 }
 
 template <class T, int R, int C>
-void value_rows(const float* p, const TileBlocks<T>& blocks, Range visible, int64_t v_padded, float* sums) {
+void value_rows(const float* p, const TileBlocks& blocks, Range visible, int64_t v_padded, float* sums) {
+  if (visible.begin >= visible.end) return;
   int64_t d = 0;
   for (; d + 8 * C <= v_padded; d += 8 * C) value_block<T, R, C>(p, blocks, visible, v_padded, d, sums);
   for (; d < v_padded; d += 8) value_block<T, R, 1>(p, blocks, visible, v_padded, d, sums);
 }
 
+using ValueFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
 template <class T>
-void value_rows_any(int64_t num_rows, const float* p, const TileBlocks<T>& blocks, Range visible, int64_t v_padded,
-                    float* sums) {
-  switch (num_rows) {
-    case 1:
-      return value_rows<T, 1, 8>(p, blocks, visible, v_padded, sums);
-    case 2:
-      return value_rows<T, 2, 4>(p, blocks, visible, v_padded, sums);
-    case 3:
-      return value_rows<T, 3, 2>(p, blocks, visible, v_padded, sums);
-    case 4:
-      return value_rows<T, 4, 2>(p, blocks, visible, v_padded, sums);
-    case 5:
-      return value_rows<T, 5, 2>(p, blocks, visible, v_padded, sums);
-    default:
-      return value_rows<T, 6, 2>(p, blocks, visible, v_padded, sums);
+constexpr ValueFunction kValueFunctions[kRowTile + 1] = {
+    nullptr,          value_rows<T, 1, 8>, value_rows<T, 2, 4>, value_rows<T, 3, 2>,
+    value_rows<T, 4, 2>, value_rows<T, 5, 2>, value_rows<T, 6, 2>};
+
+// What the three phases of one tile share.
+struct Tile {
+  const KvLayer& layer;
+  const AttentionParams& params;
+  const AttentionTask& task;
+  const RowStates& states;
+  const float* q;                                   // packed
+  float* scores;                                    // [rows][kKeyTile], then the weights of the values
+  const float *k_scales = nullptr, *v_scales = nullptr;  // [kKeyTile]; only i8
+  int64_t begin = 0;                                // position of the first key
+  TileBlocks blocks{};
+
+  Range visible(int64_t row) const { return visible_keys(params, task.position(row), begin); }
+};
+
+// Eight scores from slot j on, masked.
+inline __m256 final_scores(const Tile& tile, int64_t row, Range visible, int64_t j) {
+  const AttentionParams& params = tile.params;
+  __m256 s = _mm256_loadu_ps(tile.scores + row * kKeyTile + j);
+  if (tile.k_scales != nullptr) s = _mm256_mul_ps(s, _mm256_loadu_ps(tile.k_scales + j));
+  s = _mm256_mul_ps(s, avx2::set1(params.scale));
+  if (params.softcap > 0.0f) {
+    const __m256 cap = avx2::set1(params.softcap);
+    s = _mm256_mul_ps(cap, avx2::tanh(_mm256_div_ps(s, cap)));
   }
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i index = _mm256_add_epi32(lane, _mm256_set1_epi32(static_cast<int>(j)));
+  if (params.slopes != nullptr) {
+    const int64_t key_minus_position = tile.begin - tile.task.position(row);
+    const __m256i distance = _mm256_add_epi32(index, _mm256_set1_epi32(static_cast<int>(key_minus_position)));
+    s = _mm256_add_ps(s, _mm256_mul_ps(avx2::set1(params.slopes[tile.task.head(row)]), _mm256_cvtepi32_ps(distance)));
+  }
+  if (j >= visible.begin && j + 8 <= visible.end) return s;
+  const __m256i hidden =
+      _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(visible.begin)), index),
+                      _mm256_cmpgt_epi32(index, _mm256_set1_epi32(static_cast<int>(visible.end - 1))));
+  return _mm256_blendv_ps(s, avx2::set1(-__builtin_inff()), _mm256_castsi256_ps(hidden));
 }
 
-// Turns the scores of one row into weights: exp(score − top). Slots outside of `visible` become 0. Whole vectors of 8
-// slots are walked.
-void softmax_row(const AttentionParams& params, const AttentionState& state, int64_t row, int64_t head,
-                 int64_t key_minus_position, Range visible, int64_t v_padded) {
-  float* scores = state.scores + row * kKeyTile;
-  const __m256 minus_infinity = avx2::set1(-__builtin_inff());
+// Turns the scores of one row into weights: exp(score − top), for i8 times the scale of the value. Slots outside of
+// `visible` become 0 (or NaN where their scale is). Whole vectors of 8 slots are walked.
+void softmax_row(const Tile& tile, int64_t row, Range visible) {
+  float* scores = tile.scores + row * kKeyTile;
   const int64_t begin = visible.begin / 8 * 8;
-  __m256 highest = minus_infinity;
-  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  __m256 highest = avx2::set1(-__builtin_inff());
   for (int64_t j = begin; j < visible.end; j += 8) {
-    __m256 s = _mm256_mul_ps(_mm256_loadu_ps(scores + j), avx2::set1(params.scale));
-    if (params.softcap > 0.0f) {
-      const __m256 cap = avx2::set1(params.softcap);
-      s = _mm256_mul_ps(cap, avx2::tanh(_mm256_div_ps(s, cap)));
-    }
-    const __m256i index = _mm256_add_epi32(lane, _mm256_set1_epi32(static_cast<int>(j)));
-    if (params.slopes != nullptr) {
-      const __m256i distance = _mm256_add_epi32(index, _mm256_set1_epi32(static_cast<int>(key_minus_position)));
-      s = _mm256_add_ps(s, _mm256_mul_ps(avx2::set1(params.slopes[head]), _mm256_cvtepi32_ps(distance)));
-    }
-    const __m256i hidden =
-        _mm256_or_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(visible.begin)), index),
-                        _mm256_cmpgt_epi32(index, _mm256_set1_epi32(static_cast<int>(visible.end - 1))));
-    s = _mm256_blendv_ps(s, minus_infinity, _mm256_castsi256_ps(hidden));
+    const __m256 s = final_scores(tile, row, visible, j);
     _mm256_storeu_ps(scores + j, s);
     highest = _mm256_max_ps(s, highest);
   }
-  const float top = std::max(state.top[row], avx2::horizontal_max(highest));
+  const float old_top = tile.states.top[row], top = std::max(old_top, avx2::horizontal_max(highest));
   __m256 total = _mm256_setzero_ps();
   for (int64_t j = begin; j < visible.end; j += 8) {
-    const __m256 p = avx2::exp(_mm256_sub_ps(_mm256_loadu_ps(scores + j), avx2::set1(top)));
-    _mm256_storeu_ps(scores + j, p);
+    __m256 p = avx2::exp_of_weight(_mm256_sub_ps(_mm256_loadu_ps(scores + j), avx2::set1(top)));
     total = _mm256_add_ps(total, p);
+    if (tile.v_scales != nullptr) p = _mm256_mul_ps(p, _mm256_loadu_ps(tile.v_scales + j));
+    _mm256_storeu_ps(scores + j, p);
   }
-  const float rescale = _mm256_cvtss_f32(avx2::exp(avx2::set1(state.top[row] - top)));
-  state.total[row] = state.total[row] * rescale + avx2::horizontal_sum(total);
-  state.top[row] = top;
-  float* sums = state.sums + row * v_padded;
-  for (int64_t d = 0; d < v_padded; d += 8)
-    _mm256_storeu_ps(sums + d, _mm256_mul_ps(_mm256_loadu_ps(sums + d), avx2::set1(rescale)));
+  float before = tile.states.total[row];
+  if (top != old_top) {
+    const __m256 rescale = avx2::exp_of_weight(avx2::set1(old_top - top));
+    before *= _mm256_cvtss_f32(rescale);
+    const int64_t v_padded = tile.layer.v_padded();
+    float* sums = tile.states.sums + row * v_padded;
+    for (int64_t d = 0; d < v_padded; d += 8)
+      _mm256_storeu_ps(sums + d, _mm256_mul_ps(_mm256_loadu_ps(sums + d), rescale));
+  }
+  tile.states.total[row] = before + avx2::horizontal_sum(total);
+  tile.states.top[row] = top;
 }
 
 template <class T>
-void attend_tile(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task,
-                 const AttentionState& state, const TileBlocks<T>& blocks, int64_t tile_begin) {
-  const auto visible_to = [&](int64_t row) {
-    return visible_keys(params, task.first_position + state.query(row), tile_begin);
-  };
-  const int64_t v_padded = layer.v_padded();
-  for (int64_t row = 0; row < state.num_rows; row += kRowTile) {
-    const int64_t count = std::min(kRowTile, state.num_rows - row);
-    const float* q[kRowTile];
+void score_phase(const Tile& tile) {
+  const int64_t num_rows = tile.task.num_rows(), k_padded = tile.layer.k_padded();
+  for (int64_t t = 0; t < ceil_div(num_rows, kRowTile); ++t) {
+    const Range rows = row_tile_at(num_rows, t);
     Range seen{kKeyTile, 0};
-    bool all_alike = true;
-    const Range first = visible_to(row);
-    for (int64_t r = 0; r < count; ++r) {
-      q[r] = task.q.at(state.query(row + r), state.head(task, row + r));
-      const Range visible = visible_to(row + r);
-      all_alike = all_alike && visible.begin == first.begin && visible.end == first.end;
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const Range visible = tile.visible(r);
       if (visible.begin < visible.end) seen = {std::min(seen.begin, visible.begin), std::max(seen.end, visible.end)};
     }
     if (seen.begin >= seen.end) continue;
-    score_rows_any(count, q, blocks, seen.begin / kKvBlock, ceil_div(seen.end, kKvBlock), layer.k_head_dim,
-                   state.scores + row * kKeyTile);
-    for (int64_t r = row; r < row + count; ++r) {
-      const Range visible = visible_to(r);
-      if (visible.begin >= visible.end) continue;
-      softmax_row(params, state, r, state.head(task, r), tile_begin - (task.first_position + state.query(r)), visible,
-                  v_padded);
-      if (!all_alike)
-        value_rows_any(1, state.scores + r * kKeyTile, blocks, visible, v_padded, state.sums + r * v_padded);
+    const Range blocks{seen.begin / kKvBlock, ceil_div(seen.end, kKvBlock)};
+    kScoreFunctions<T>[rows.size()](tile.q + rows.begin * k_padded, tile.blocks, blocks, k_padded / kPack<T>,
+                                    tile.scores + rows.begin * kKeyTile);
+  }
+}
+
+template <class T>
+void value_phase(const Tile& tile) {
+  const int64_t num_rows = tile.task.num_rows(), v_padded = tile.layer.v_padded();
+  const auto add = [&](int64_t first_row, int64_t count, Range keys) {
+    kValueFunctions<T>[count](tile.scores + first_row * kKeyTile, tile.blocks, keys, v_padded,
+                              tile.states.sums + first_row * v_padded);
+  };
+  for (int64_t t = 0; t < ceil_div(num_rows, kRowTile); ++t) {
+    const Range rows = row_tile_at(num_rows, t);
+    Range shared{0, kKeyTile};
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const Range visible = tile.visible(r);
+      shared = {std::max(shared.begin, visible.begin), std::min(shared.end, visible.end)};
     }
-    if (all_alike)
-      value_rows_any(count, state.scores + row * kKeyTile, blocks, first, v_padded, state.sums + row * v_padded);
+    if (shared.begin >= shared.end) {
+      for (int64_t r = rows.begin; r < rows.end; ++r) add(r, 1, tile.visible(r));
+      continue;
+    }
+    for (int64_t r = rows.begin; r < rows.end; ++r) add(r, 1, {tile.visible(r).begin, shared.begin});
+    add(rows.begin, rows.size(), shared);
+    for (int64_t r = rows.begin; r < rows.end; ++r) add(r, 1, {shared.end, tile.visible(r).end});
+  }
+}
+
+template <class T>
+void attend_tile(const Tile& tile) {
+  score_phase<T>(tile);
+  for (int64_t row = 0; row < tile.task.num_rows(); ++row) {
+    const Range visible = tile.visible(row);
+    if (visible.begin < visible.end) softmax_row(tile, row, visible);
+  }
+  value_phase<T>(tile);
+}
+
+// Cells to f32: `num_groups` times a row of `width` cells becomes pack rows of `width` values.
+template <class T>
+void unpack_cells(const char* cells, int64_t num_groups, int64_t width, float* out) {
+  for (int64_t g = 0; g < num_groups; ++g, cells += width * 4, out += width * kPack<T>) {
+    for (int64_t i = 0; i < width; i += 8)
+      unroll<kPack<T>>([&](auto e) { _mm256_storeu_ps(out + e * width + i, expand<T, e>(cells + i * 4)); });
   }
 }
 
 // A tile of the cache as f32. Only blocks that hold visible keys are touched.
-TileBlocks<float> unpack_tile(const KvLayer& layer, const TileBlocks<bf16_t>& source, int64_t begin, int64_t end,
-                              float* tile) {
-  TileBlocks<float> result{};
-  const int64_t k_count = layer.k_head_dim * kKvBlock, v_count = layer.v_padded() * kKvBlock;
-  for (int64_t b = begin; b < end; ++b) {
-    float* k = tile + b * (k_count + v_count);
-    for (int64_t i = 0; i < k_count; i += 8) _mm256_storeu_ps(k + i, load8(source.k[b] + i));
-    for (int64_t i = 0; i < v_count; i += 8) _mm256_storeu_ps(k + k_count + i, load8(source.v[b] + i));
-    result.k[b] = k;
-    result.v[b] = k + k_count;
+template <class T>
+TileBlocks unpack_tile(const KvLayer& layer, const TileBlocks& source, Range range, float* memory) {
+  TileBlocks result{};
+  const int64_t k_count = layer.k_padded() * kKvBlock, v_count = layer.v_padded() * kKvBlock;
+  for (int64_t b = range.begin; b < range.end; ++b) {
+    float* k = memory + b * (k_count + v_count);
+    unpack_cells<T>(source.k[b], layer.k_padded() / kPack<T>, kKvBlock, k);
+    unpack_cells<T>(source.v[b], kKvBlock / kPack<T>, layer.v_padded(), k + k_count);
+    result.k[b] = result.next_k[b] = reinterpret_cast<const char*>(k);
+    result.v[b] = result.next_v[b] = reinterpret_cast<const char*>(k + k_count);
   }
   return result;
 }
 
-template <class T>
-void attend_typed(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task,
-                  const AttentionState& state) {
-  const int64_t last = task.first_position + task.num_queries - 1;
-  const int64_t first = params.first_key(task.first_position);
-  for (int64_t tile_begin = first / kKeyTile * kKeyTile; tile_begin <= last; tile_begin += kKeyTile) {
-    const int64_t begin = std::max<int64_t>(first - tile_begin, 0) / kKvBlock;
-    const int64_t end = std::min(ceil_div(last + 1 - tile_begin, kKvBlock), kTileBlocks);
-    TileBlocks<T> blocks{};
-    for (int64_t b = begin; b < end; ++b) {
-      const int64_t block = task.block_table[tile_begin / kKvBlock + b];
-      blocks.k[b] = reinterpret_cast<const T*>(layer.k(block, task.kv_head));
-      blocks.v[b] = reinterpret_cast<const T*>(layer.v(block, task.kv_head));
+// The blocks of the tile at `tile_begin` that hold keys before `end`; those of the next tile, where there is one.
+Range find_blocks(const KvLayer& layer, const AttentionTask& task, int64_t tile_begin, int64_t first, int64_t end,
+                  TileBlocks& blocks) {
+  const Range range{std::max<int64_t>(first - tile_begin, 0) / kKvBlock,
+                    std::min(ceil_div(end - tile_begin, kKvBlock), kTileBlocks)};
+  const int64_t last_block = ceil_div(task.last_position() + 1, kKvBlock) - 1;
+  for (int64_t b = range.begin; b < range.end; ++b) {
+    const int64_t index = tile_begin / kKvBlock + b;
+    const int64_t block = task.block_table[index], next = task.block_table[std::min(index + kTileBlocks, last_block)];
+    blocks.k[b] = layer.k(block, task.kv_head);
+    blocks.v[b] = layer.v(block, task.kv_head);
+    blocks.next_k[b] = layer.k(next, task.kv_head);
+    blocks.next_v[b] = layer.v(next, task.kv_head);
+  }
+  return range;
+}
+
+// The scales of a tile in one piece, those of K with the factor of `expand`.
+void copy_scales(const KvLayer& layer, const AttentionTask& task, int64_t tile_begin, Range range, float* scales) {
+  for (int64_t b = range.begin; b < range.end; ++b) {
+    const int64_t block = task.block_table[tile_begin / kKvBlock + b];
+    for (int64_t slot = 0; slot < kKvBlock; ++slot) {
+      scales[b * kKvBlock + slot] = layer.k_scales(block, task.kv_head)[slot] * kCodeScale;
+      scales[kKeyTile + b * kKvBlock + slot] = layer.v_scales(block, task.kv_head)[slot] * kCodeScale;
     }
-    if constexpr (sizeof(T) == 2) {
-      if (state.num_rows >= kUnpackRows) {
-        attend_tile(layer, params, task, state, unpack_tile(layer, blocks, begin, end, state.tile), tile_begin);
-        continue;
-      }
-    }
-    attend_tile(layer, params, task, state, blocks, tile_begin);
   }
 }
 
-void attend(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task, float* scratch) {
-  AttentionState state(layer, params, task, scratch);
-  state.start(params, task, layer.v_padded());
-  if (layer.dtype == DType::bf16) {
-    attend_typed<bf16_t>(layer, params, task, state);
-  } else {
-    attend_typed<float>(layer, params, task, state);
+void pack_queries(const KvLayer& layer, const AttentionTask& task, float* packed) {
+  const int64_t num_rows = task.num_rows(), k_padded = layer.k_padded();
+  for (int64_t t = 0; t < ceil_div(num_rows, kRowTile); ++t) {
+    const Range rows = row_tile_at(num_rows, t);
+    float* tile = packed + rows.begin * k_padded;
+    for (int64_t r = 0; r < rows.size(); ++r) {
+      const int64_t row = rows.begin + r;
+      const float* q = task.q.at(task.query(row), task.head(row));
+      for (int64_t d = 0; d < k_padded; ++d) tile[d * rows.size() + r] = d < layer.k_head_dim ? q[d] : 0.0f;
+    }
   }
-  for (int64_t row = 0; row < state.num_rows; ++row) {
-    float* out = task.out + state.query(row) * task.out_row_stride + state.head(task, row) * task.out_head_stride;
-    const float* sums = state.sums + row * layer.v_padded();
-    for (int64_t d = 0; d < layer.v_head_dim; ++d) out[d] = sums[d] / state.total[row];
+}
+
+template <class T>
+void attend_typed(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task, int64_t piece,
+                  const RowStates& states, float* scratch) {
+  const int64_t num_rows = task.num_rows();
+  float* q = scratch;
+  float* scores = q + num_rows * layer.k_padded();
+  float* scales = scores + num_rows * kKeyTile;
+  float* unpacked = scales + 2 * kKeyTile;
+  pack_queries(layer, task, q);
+  const int64_t first = std::max(params.first_key(task.first_position), piece * kPieceKeys);
+  const int64_t end = std::min(task.last_position() + 1, (piece + 1) * kPieceKeys);
+  for (int64_t begin = first / kKeyTile * kKeyTile; begin < end; begin += kKeyTile) {
+    Tile tile{layer, params, task, states, q, scores};
+    tile.begin = begin;
+    const Range range = find_blocks(layer, task, begin, first, end, tile.blocks);
+    if constexpr (sizeof(T) == 1) {
+      copy_scales(layer, task, begin, range, scales);
+      tile.k_scales = scales;
+      tile.v_scales = scales + kKeyTile;
+    }
+    if (sizeof(T) < 4 && num_rows >= kUnpackRows) {
+      tile.blocks = unpack_tile<T>(layer, tile.blocks, range, unpacked);
+      attend_tile<float>(tile);
+    } else {
+      attend_tile<T>(tile);
+    }
   }
+}
+
+void attend_piece(const KvLayer& layer, const AttentionParams& params, const AttentionTask& task, int64_t piece,
+                  const RowStates& states, float* scratch) {
+  clear_rows(layer, task.num_rows(), states);
+  auto* typed = attend_typed<float>;
+  if (layer.dtype == DType::bf16) typed = attend_typed<bf16_t>;
+  if (layer.dtype == DType::i8) typed = attend_typed<int8_t>;
+  typed(layer, params, task, piece, states, scratch);
 }
 
 }  // namespace
 
-AttentionKernels attention_kernels_avx2() { return {.append = append_kv, .attend = attend}; }
+AttentionKernels attention_kernels_avx2() { return {.append = append_kv, .attend_piece = attend_piece}; }
 
 }  // namespace fmo

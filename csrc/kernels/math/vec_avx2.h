@@ -47,14 +47,9 @@ inline __m256 pow2(__m256i exponent) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23));
 }
 
-// exp(x) = 2^n · exp(r), |r| ≤ ln2/2. The power of two is applied in two halves so that overflow gives inf and
-// underflow subnormals.
-inline __m256 exp(__m256 x) {
-  const __m256 clamped =
-      _mm256_min_ps(set1(89.0f), _mm256_max_ps(set1(-104.0f), x));  // min/max keep a NaN in the second operand
-  const __m256 n =
-      _mm256_round_ps(_mm256_mul_ps(clamped, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  __m256 r = _mm256_fnmadd_ps(n, set1(0.693359375f), clamped);
+// exp(x − n·ln2), |x − n·ln2| ≤ ln2/2.
+inline __m256 exp_of_rest(__m256 x, __m256 n) {
+  __m256 r = _mm256_fnmadd_ps(n, set1(0.693359375f), x);
   r = _mm256_fnmadd_ps(n, set1(-2.12194440e-4f), r);
   __m256 q = set1(1.9790299e-4f);
   q = _mm256_fmadd_ps(q, r, set1(1.39447034e-3f));
@@ -62,10 +57,28 @@ inline __m256 exp(__m256 x) {
   q = _mm256_fmadd_ps(q, r, set1(4.16662954e-2f));
   q = _mm256_fmadd_ps(q, r, set1(1.66666657e-1f));
   q = _mm256_fmadd_ps(q, r, set1(0.5f));
-  const __m256 p = _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r), set1(1.0f));
+  return _mm256_add_ps(_mm256_fmadd_ps(_mm256_mul_ps(r, r), q, r), set1(1.0f));
+}
+
+// exp(x) = 2^n · exp(r), |r| ≤ ln2/2. The power of two is applied in two halves so that overflow gives inf and
+// underflow subnormals.
+inline __m256 exp(__m256 x) {
+  const __m256 clamped =
+      _mm256_min_ps(set1(89.0f), _mm256_max_ps(set1(-104.0f), x));  // min/max keep a NaN in the second operand
+  const __m256 n =
+      _mm256_round_ps(_mm256_mul_ps(clamped, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m256 p = exp_of_rest(clamped, n);
   const __m256i exponent = _mm256_cvtps_epi32(n);
   const __m256i half = _mm256_srai_epi32(exponent, 1);
   return _mm256_mul_ps(_mm256_mul_ps(p, pow2(half)), pow2(_mm256_sub_epi32(exponent, half)));
+}
+
+// exp(x) for x ≤ 0, where a result below 2^-126 is 0: the weights of a softmax.
+inline __m256 exp_of_weight(__m256 x) {
+  const __m256 clamped = _mm256_max_ps(set1(-88.0f), x);  // max keeps a NaN in the second operand
+  const __m256 n =
+      _mm256_round_ps(_mm256_mul_ps(clamped, set1(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return _mm256_mul_ps(exp_of_rest(clamped, n), pow2(_mm256_cvtps_epi32(n)));
 }
 
 inline __m256 abs(__m256 x) { return _mm256_andnot_ps(set1(-0.0f), x); }
@@ -137,10 +150,10 @@ inline __m256 gelu_tanh(__m256 x) {
 
 inline __m256 rsqrt(__m256 x) { return _mm256_div_ps(set1(1.0f), _mm256_sqrt_ps(x)); }
 
-// Eight 16-bit bf16 values to f32.
-inline __m256 load_bf16(const uint16_t* p) {
-  return _mm256_castsi256_ps(
-      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+// sum += a · b, where the source says so: left to itself, gcc interleaves the steps of a register tile until
+// accumulators spill.
+inline __attribute__((always_inline)) void add_product(__m256& sum, __m256 a, __m256 b) {
+  asm volatile("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
 }
 
 }  // namespace fmo::avx2
