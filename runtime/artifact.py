@@ -54,7 +54,7 @@ MODEL_FACTS: dict[str, Callable[[Any], bool]] = {
 PLAN_FACTS: dict[str, Callable[[Any], bool]] = {
     "vocab_size": _is_count,
     "max_context_len": _is_count,
-    "kv_dtype": lambda value: value in ("f32", "bf16"),
+    "kv_dtype": lambda value: value in ("f32", "bf16", "i8"),
     "kv_layers": lambda value: isinstance(value, list),
     "calls": lambda value: isinstance(value, list),
     "weights": lambda value: isinstance(value, dict),

@@ -28,7 +28,7 @@ def load_executor(
     """Binds the plan of an artifact.
 
     num_threads: 0 takes as many as the process may use. max_num_tokens, max_num_logits: rows of the largest step.
-    num_blocks: KV blocks of 16 tokens. kv_dtype: f32 or bf16, None takes the artifact's. isa: auto, scalar or avx2.
+    num_blocks: KV blocks of 16 tokens. kv_dtype: f32, bf16 or i8, None takes the artifact's. isa: auto, scalar or avx2.
     quantize_activations: False computes with activations as they are, whatever the plan says of quantized weights.
     Raises CorruptArtifact when the plan and the weights do not fit together, ConfigError for an option out of range.
     """

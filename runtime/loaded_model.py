@@ -10,7 +10,7 @@ How much memory the KV cache gets is decided here, from the options or from what
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 16
 """Tokens of one KV block."""
-KV_DTYPE_BYTES = {"f32": 4, "bf16": 2}
+KV_DTYPE_BYTES = {"f32": 4, "bf16": 2, "i8": 1}
 FREE_MEMORY_SHARE = 0.25
 """Of the memory that is free at start, what the KV cache takes at most unless told otherwise."""
 
@@ -151,12 +151,23 @@ def num_kv_blocks(artifact: Artifact, options: EngineOptions) -> int:
 
 
 def kv_block_bytes(artifact: Artifact, kv_dtype: str) -> int:
-    """Bytes of one block over all KV layers: K as [heads][k_head_dim][16], V as [heads][16][v_head_dim rounded up to 8]."""
-    num_values = sum(
-        layer["num_kv_heads"] * BLOCK_SIZE * (layer["k_head_dim"] + -(-layer["v_head_dim"] // 8) * 8)
-        for layer in artifact.plan["kv_layers"]
-    )
-    return num_values * KV_DTYPE_BYTES[kv_dtype]
+    """Bytes of one block over all KV layers. `kv_dtype`: f32, bf16 or i8."""
+    return kv_layers_block_bytes(artifact.plan["kv_layers"], kv_dtype)
+
+
+def kv_layers_block_bytes(kv_layers: Iterable[Mapping[str, int]], kv_dtype: str) -> int:
+    """As docs/artifact-format.md lays K and V out, with the scales of i8."""
+    item_bytes = KV_DTYPE_BYTES[kv_dtype]
+    scale_bytes = 2 * 4 if kv_dtype == "i8" else 0
+    per_slot = 0
+    for layer in kv_layers:
+        width = _round_up(layer["k_head_dim"], 4 // item_bytes) + _round_up(layer["v_head_dim"], 8)
+        per_slot += layer["num_kv_heads"] * (width * item_bytes + scale_bytes)
+    return per_slot * BLOCK_SIZE
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def _free_memory_bytes() -> int:

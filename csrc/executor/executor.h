@@ -25,7 +25,7 @@ struct ExecutorOptions {
   int64_t max_num_tokens = 512;
   int64_t max_num_logits = 64;
   int64_t num_blocks = 256;          // KV blocks of kBlockSize tokens
-  DType kv_dtype = DType::f32;     // f32, bf16 or i8
+  DType kv_dtype = DType::f32;       // f32, bf16 or i8
   std::string isa = "auto";          // auto, scalar, avx2
   bool quantize_activations = true;  // false: every act_dtype is read as f32
 };

@@ -1,5 +1,5 @@
-// attn.paged: all threads append the step's keys and values, then take tasks (sequence × chunk of queries × KV head) or,
-// when these are few, pieces of the context of tasks, until none is left.
+// attn.paged: all threads append the step's keys and values, then take tasks (sequence × chunk of queries × KV head)
+// or, when these are few, pieces of the context of tasks, until none is left.
 #include <algorithm>
 
 #include "executor/ops.h"

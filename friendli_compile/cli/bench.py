@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from .engine_options import kv_cache_dtype_option
+
 
 def parse_batches(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, ...]:
     """`8,16` → (8, 16); the empty text measures none."""
@@ -31,7 +33,7 @@ Examples:
 @click.option("--threads", "num_threads", type=click.IntRange(min=0), default=0, help="Threads of the engine; 0: all this process may use.")
 @click.option("--batch", "batches", default="8,16", callback=parse_batches, show_default=True, help="Numbers of sequences at once.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Samples of each figure; medians are printed.")
-@click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), default=None, help="KV cache; default: what the artifact says.")
+@kv_cache_dtype_option
 @click.option("--cold-start/--no-cold-start", default=True, help="Also time fresh processes to their first token.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def bench(

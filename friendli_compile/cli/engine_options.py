@@ -26,8 +26,27 @@ class Size(click.ParamType):
         return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+KV_DTYPES = {"auto": None, "fp32": "f32", "bf16": "bf16", "int8": "i8"}
+"""What the command line calls the dtypes of the KV cache; None: as the artifact says."""
+
+
+def _kv_dtype(_ctx: click.Context, _param: click.Parameter, value: str) -> str | None:
+    return KV_DTYPES[value]
+
+
+kv_cache_dtype_option = click.option(
+    "--kv-cache-dtype",
+    "kv_dtype",
+    type=click.Choice(list(KV_DTYPES)),
+    default="auto",
+    show_default=True,
+    callback=_kv_dtype,
+    help="How keys and values are stored. int8: one scale per token and head. auto: as the artifact says.",
+)
+
+
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory, --kv-dtype and --prefix-cache."""
+    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory, --kv-cache-dtype and --prefix-cache."""
     options = [
         click.option("--num-threads", type=click.IntRange(min=0), default=0, help="CPU threads. 0: all that the process may use."),
         click.option("--max-batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences at the same time."),
@@ -43,7 +62,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=Size(),
             help="Memory of the KV cache, e.g. 512MiB. Default: what the batch needs, at most 1/4 of what is free.",
         ),
-        click.option("--kv-dtype", type=click.Choice(["f32", "bf16"]), help="How the KV cache is stored. Default: as the artifact says."),
+        kv_cache_dtype_option,
         click.option(
             "--prefix-cache/--no-prefix-cache",
             default=True,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from friendli_runtime.loaded_model import KV_DTYPE_BYTES, kv_layers_block_bytes
 
 from .tiny_plan import TinyPlan, forward, round_bf16
 
@@ -91,6 +92,87 @@ def test_a_bf16_cache_holds_keys_and_values_rounded_to_nearest(isa: str) -> None
     np.testing.assert_allclose(plan.run(out, 150, isa=isa, kv_dtype="bf16"), reference(rounded, {}), atol=1e-5)
 
 
+def round_i8(x: np.ndarray) -> np.ndarray:
+    """As the cache keeps it: one scale per token and head."""
+    largest = np.abs(x).max(-1, keepdims=True)
+    codes = np.rint(x * (np.float32(127) / np.where(largest == 0, np.float32(1), largest)))
+    return codes * (largest / np.float32(127))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_an_i8_cache_holds_keys_and_values_rounded_per_token_and_head(heads: tuple[int, int, int, int], isa: str) -> None:
+    arrays = make_arrays(150, *heads)
+    arrays["k"][7] = 0.0
+    arrays["v"][9] *= 1000.0
+    plan, out = attention_plan(arrays, {})
+    rounded = arrays | {"k": round_i8(arrays["k"]), "v": round_i8(arrays["v"])}
+    expected = reference(rounded, {})
+    result = plan.run(out, 150, isa=isa, kv_dtype="i8", num_threads=2)
+    np.testing.assert_allclose(result, expected, atol=2e-5, rtol=1e-4)
+    exact = reference(arrays, {})
+    assert 1e-4 < np.abs(result - exact).max() / np.abs(exact).max() < 0.03
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
+@pytest.mark.parametrize("with_extras", [False, True], ids=["", "sinks and slopes"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contexts_of_several_pieces_agree_with_the_reference(variant: str, with_extras: bool, kv_dtype: str, isa: str) -> None:
+    length = 1100
+    arrays = make_arrays(length, 2, 1, 16, 8)
+    rng = np.random.default_rng(1)
+    sinks, slopes = (rng.standard_normal(2).astype(np.float32), 0.01 * rng.random(2).astype(np.float32)) if with_extras else (None, None)
+    attrs = VARIANTS[variant] | ({"window": 600} if variant == "window" else {})
+    plan, out = attention_plan(arrays, attrs, sinks, slopes)
+    rounding = {"f32": lambda x: x, "bf16": round_bf16, "i8": round_i8}[kv_dtype]
+    expected = reference(arrays | {"k": rounding(arrays["k"]), "v": rounding(arrays["v"])}, attrs, sinks, slopes)
+    result = plan.run(out, length, isa=isa, kv_dtype=kv_dtype, num_blocks=80)
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
+@pytest.mark.parametrize("heads", [(2, 1, 24, 40), (9, 3, 16, 16)], ids=str)
+def test_decoding_a_long_context_has_the_same_bits_with_any_number_of_threads(heads: tuple[int, ...], kv_dtype: str) -> None:
+    length = 1600
+    arrays = make_arrays(length, *heads)
+    plan, out = attention_plan(arrays, {})
+    finished = plan.finish(out)
+    options = {"max_num_tokens": length, "max_num_logits": 3, "kv_dtype": kv_dtype, "num_blocks": 110}
+    rows = np.arange(length, dtype=np.int32)
+    table = np.random.default_rng(3).permutation(110)[None, :100].astype(np.int32)
+    results = []
+    for num_threads in (1, 2, 3):
+        executor = plan.bind(finished, num_threads=num_threads, **options)
+        first = length - 3
+        executor.forward(rows[:first], rows[:first], np.array([0, first], np.int32), np.array([0], np.int32), table, rows[:1])
+        results.append(np.concatenate([forward(executor, [1], [p], np.array([p]), table) for p in range(first, length)]))
+    whole = plan.bind(finished, num_threads=2, **options)
+    at_once = whole.forward(rows, rows, np.array([0, length], np.int32), np.array([0], np.int32), table, rows[-3:])
+    assert all(np.array_equal(result, at_once) for result in results)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf], ids=str)
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
+def test_a_value_that_is_no_number_reaches_every_query_that_sees_it_and_no_other(kv_dtype: str, bad: float, isa: str) -> None:
+    arrays = make_arrays(100, 2, 1, 16, 16)
+    arrays["v"][60, 0, 3] = bad
+    plan, out = attention_plan(arrays, {})
+    result = plan.run(out, 100, isa=isa, kv_dtype=kv_dtype, num_threads=2)
+    assert np.isfinite(result[:60]).all()
+    assert not np.isfinite(result[60:, :, 3]).any()
+
+
+def test_the_bytes_of_a_block_are_those_that_the_loader_counts() -> None:
+    layers = [(2, 33, 20), (1, 8, 64)]
+    plan = TinyPlan(kv_layers=layers)
+    finished = plan.finish(plan.per_token(np.zeros((4, 8), np.float32)))
+    for kv_dtype in KV_DTYPE_BYTES:
+        executor = plan.bind(finished, kv_dtype=kv_dtype, num_blocks=3)
+        assert executor.kv_bytes_per_block == kv_layers_block_bytes(finished["kv_layers"], kv_dtype)
+
+
 def pieces(length: int, chunk: int) -> Iterator[tuple[int, int]]:
     for start in range(0, length, chunk):
         yield start, min(start + chunk, length)
@@ -131,14 +213,15 @@ def test_a_sequence_has_the_same_bits_alone_and_in_a_batch(kv_dtype: str) -> Non
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_what_was_in_a_block_before_never_reaches_a_result(isa: str) -> None:
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "i8"])
+def test_what_was_in_a_block_before_never_reaches_a_result(kv_dtype: str, isa: str) -> None:
     arrays = make_arrays(150, 4, 2, 32, 24)
     poisoned = {name: np.concatenate([x, np.full_like(x[:64], np.nan)]) for name, x in arrays.items()}
     plan, out = attention_plan(poisoned, {"window": 40})
     plan.max_num_tokens = 256
     finished = plan.finish(out)
-    fresh = forward(plan.bind(finished, isa=isa), [70])
-    executor = plan.bind(finished, isa=isa)
+    fresh = forward(plan.bind(finished, isa=isa, kv_dtype=kv_dtype), [70])
+    executor = plan.bind(finished, isa=isa, kv_dtype=kv_dtype)
     table = np.arange(8, dtype=np.int32)[None]
     for _ in range(2):
         forward(executor, [64], [0], np.arange(150, 214), table)  # leaves NaN in four blocks

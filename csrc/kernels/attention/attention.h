@@ -50,15 +50,11 @@ struct KvLayer {
   int64_t block_bytes() const { return num_kv_heads * head_bytes(); }
   char* k(int64_t block, int64_t head) const { return data + block * block_bytes() + head * head_bytes(); }
   char* v(int64_t block, int64_t head) const { return k(block, head) + k_bytes(); }
-  float* k_scales(int64_t block, int64_t head) const {
-    return reinterpret_cast<float*>(v(block, head) + v_bytes());
-  }
+  float* k_scales(int64_t block, int64_t head) const { return reinterpret_cast<float*>(v(block, head) + v_bytes()); }
   float* v_scales(int64_t block, int64_t head) const { return k_scales(block, head) + kKvBlock; }
   // Element offsets within K and V of one block and head.
   int64_t k_index(int64_t slot, int64_t d) const { return (d / pack() * kKvBlock + slot) * pack() + d % pack(); }
-  int64_t v_index(int64_t slot, int64_t d) const {
-    return (slot / pack() * v_padded() + d) * pack() + slot % pack();
-  }
+  int64_t v_index(int64_t slot, int64_t d) const { return (slot / pack() * v_padded() + d) * pack() + slot % pack(); }
 };
 
 struct AttentionParams {
@@ -89,7 +85,7 @@ struct AttentionTask {
   float* out = nullptr;  // row 0
   int64_t out_row_stride = 0, out_head_stride = 0;
   int64_t num_queries = 0, first_position = 0;
-  int64_t kv_head = 0, group = 1;  // query heads per KV head
+  int64_t kv_head = 0, group = 1;        // query heads per KV head
   const int32_t* block_table = nullptr;  // of the sequence
 
   int64_t num_rows() const { return num_queries * group; }

@@ -87,15 +87,18 @@ void score_rows(const float* q, const TileBlocks& blocks, Range range, int64_t n
   int64_t b = range.begin;
   for (; b + B <= range.end; b += B)
     score_block<T, R, B>(q, blocks.k + b, blocks.next_k + b, num_cells, scores + b * kKvBlock);
-  for (; b < range.end; ++b)
-    score_block<T, R, 1>(q, blocks.k + b, blocks.next_k + b, num_cells, scores + b * kKvBlock);
+  for (; b < range.end; ++b) score_block<T, R, 1>(q, blocks.k + b, blocks.next_k + b, num_cells, scores + b * kKvBlock);
 }
 
 using ScoreFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
 template <class T>
-constexpr ScoreFunction kScoreFunctions[kRowTile + 1] = {
-    nullptr,          score_rows<T, 1, 4>, score_rows<T, 2, 2>, score_rows<T, 3, 2>,
-    score_rows<T, 4, 1>, score_rows<T, 5, 1>, score_rows<T, 6, 1>};
+constexpr ScoreFunction kScoreFunctions[kRowTile + 1] = {nullptr,
+                                                         score_rows<T, 1, 4>,
+                                                         score_rows<T, 2, 2>,
+                                                         score_rows<T, 3, 2>,
+                                                         score_rows<T, 4, 1>,
+                                                         score_rows<T, 5, 1>,
+                                                         score_rows<T, 6, 1>};
 
 // sums[r][…] += p[r][j] · V[j][…] for the visible keys, C vectors of dims from `d` on.
 template <class T, int R, int C>
@@ -141,9 +144,13 @@ void value_rows(const float* p, const TileBlocks& blocks, Range visible, int64_t
 
 using ValueFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
 template <class T>
-constexpr ValueFunction kValueFunctions[kRowTile + 1] = {
-    nullptr,          value_rows<T, 1, 8>, value_rows<T, 2, 4>, value_rows<T, 3, 2>,
-    value_rows<T, 4, 2>, value_rows<T, 5, 2>, value_rows<T, 6, 2>};
+constexpr ValueFunction kValueFunctions[kRowTile + 1] = {nullptr,
+                                                         value_rows<T, 1, 8>,
+                                                         value_rows<T, 2, 4>,
+                                                         value_rows<T, 3, 2>,
+                                                         value_rows<T, 4, 2>,
+                                                         value_rows<T, 5, 2>,
+                                                         value_rows<T, 6, 2>};
 
 // What the three phases of one tile share.
 struct Tile {
@@ -151,10 +158,10 @@ struct Tile {
   const AttentionParams& params;
   const AttentionTask& task;
   const RowStates& states;
-  const float* q;                                   // packed
-  float* scores;                                    // [rows][kKeyTile], then the weights of the values
+  const float* q;                                        // packed
+  float* scores;                                         // [rows][kKeyTile], then the weights of the values
   const float *k_scales = nullptr, *v_scales = nullptr;  // [kKeyTile]; only i8
-  int64_t begin = 0;                                // position of the first key
+  int64_t begin = 0;                                     // position of the first key
   TileBlocks blocks{};
 
   Range visible(int64_t row) const { return visible_keys(params, task.position(row), begin); }

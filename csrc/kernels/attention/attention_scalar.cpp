@@ -15,7 +15,8 @@ float load(const KvLayer& layer, const char* p, int64_t index) {
 float score_of(const KvLayer& layer, const AttentionParams& params, const float* q, int64_t block, int64_t head,
                int64_t slot) {
   float sum = 0.0f;
-  for (int64_t d = 0; d < layer.k_head_dim; ++d) sum += q[d] * load(layer, layer.k(block, head), layer.k_index(slot, d));
+  for (int64_t d = 0; d < layer.k_head_dim; ++d)
+    sum += q[d] * load(layer, layer.k(block, head), layer.k_index(slot, d));
   if (layer.dtype == DType::i8) sum *= layer.k_scales(block, head)[slot];
   sum *= params.scale;
   return params.softcap > 0.0f ? params.softcap * std::tanh(sum / params.softcap) : sum;
