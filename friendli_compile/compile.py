@@ -1,6 +1,6 @@
 """The compile driver: a Hugging Face model in, an artifact out, or an error and nothing.
 
-    source ─▶ trace ─▶ passes ─▶ plan ─▶ quantize ─▶ pack ─▶ self-check ─▶ commit
+    source ─▶ trace ─▶ passes ─▶ plan ─▶ quantize ─▶ pack ─▶ quality gate ─▶ self-check ─▶ commit
 
 Everything is written into a temporary folder beside the target, which gets the final name only after the self-check has passed.
 The same model, options and versions give the same bytes. What the artifact holds is said by docs/artifact-format.md.
@@ -30,6 +30,10 @@ from .passes import run_pipeline
 from .plan.model import ITEM_BYTES, Plan
 from .plan.planner import make_plan
 from .progress import Phase, Progress, debug_level
+from .quality.gate import QualityOptions
+from .quality.probes import Vocabulary, read_probe_file
+from .quality.record import SKIPPED, for_manifest
+from .quality_gate import ModelPackings, measure_quality, raised_line, summary_line
 from .quantization import Quantized, quantize_plan, scheme_counts
 from .quantize.assign import Policy, parse_policy
 from .self_check import SelfCheckResult, run_self_check
@@ -54,6 +58,7 @@ class CompileOptions:
     revision: str | None = None
     quantize: str | None = None  # a preset or a scheme (docs/quantization.md); None: "none"
     quantize_layers: tuple[str, ...] = ()  # PATTERN=SCHEME, later ones win
+    quality: QualityOptions | None = field(default_factory=QualityOptions)  # None: what quantization costs is not measured
     self_check: bool = True
     force: bool = False  # replace an artifact that is there
 
@@ -81,7 +86,7 @@ class CompileReport:
 def compile_model(options: CompileOptions, progress: Progress | None = None) -> CompileReport:
     """Compiles a model. Raises FmoError (three parts) and leaves nothing behind when it fails."""
     progress = progress or Progress()
-    parse_policy(options.quantize or "none", options.quantize_layers)
+    _require_sense(options)
     with OutputFolder(options.output_dir, replace=options.force) as folder:
         with progress.phase("load"):
             source = load_source(options.model, revision=options.revision)
@@ -102,24 +107,29 @@ def build_artifact(
     graph, base = plan_model(traced, dtype, progress)
     policy = parse_policy(options.quantize or "none", options.quantize_layers)
     quantized = _quantize(graph, base, policy, dtype, checkpoint, progress)
-    plan = quantized.plan
     notes += [*traced.notes, *quantized.notes, *_tokenizer_notes(source)]
     for note in notes:
         progress.note(note)
-    folder.require_space(sum(spec.num_bytes for spec in plan.weights))
+    folder.require_space(sum(spec.num_bytes for spec in (*quantized.plan.weights, *(base.weights if policy.quantizes else ()))))
     with progress.phase("pack") as phase:
-        _pack(folder.path, plan, checkpoint, phase)
+        _pack(folder.path, quantized.plan, checkpoint, phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
     head = _manifest_head(options, source, traced, dtype)
+    quality: dict[str, Any] = {}
     if policy.quantizes:
+        packings = _packings(folder.path, graph, policy, quantized, checkpoint, traced, dtype)
+        quality = _measure_quality(options, packings, source, traced, notes, progress)
+        policy, quantized = packings.policy, packings.quantized
         head["model"]["quantization"] = _quantization_facts(policy, quantized)
+        head["quality"] = for_manifest(quality)
+    plan = quantized.plan
 
     def check(phase: Phase) -> SelfCheckResult:
         report_done = lambda what, done: phase.update(done, what)  # noqa: E731
         return run_self_check(folder.path, source, traced, checkpoint, dtype=dtype, plan=plan, policy=policy, progress=report_done)
 
     head["self_check"] = _self_check(options, check, progress)
-    report = make_report(plan, notes) | {"self_check": head["self_check"]}
+    report = make_report(plan, notes) | {"self_check": head["self_check"]} | ({"quality": quality} if quality else {})
     with progress.phase("write"):
         writer.write_report(folder.path, report)
         writer.write_manifest(folder.path, head)
@@ -148,6 +158,68 @@ def _quantize(graph: Graph, base: Plan, policy: Policy, dtype: str, checkpoint: 
         counts = ", ".join(f"{count} {scheme}" for scheme, count in scheme_counts(quantized.schemes).items())
         phase.detail = f"{counts}; {sum(w.num_bytes for w in quantized.plan.weights) / 1e6:,.1f} MB of weights"
     return quantized
+
+
+def _packings(
+    folder: Path, graph: Graph, policy: Policy, quantized: Quantized, checkpoint: Checkpoint, traced: TracedModel, dtype: str
+) -> ModelPackings:
+    """What the quality gate may pack, in the same way as the artifact was."""
+
+    def quantize(other: Policy, storage_dtype: str) -> Quantized:
+        base = make_plan(graph, storage_dtype=storage_dtype, max_context_len=traced.max_context_len)
+        return quantize_plan(graph, base, other, storage_dtype, checkpoint.read)
+
+    def write(target: Path, plan: Plan) -> None:
+        writer.write_plan(target, plan)
+        writer.write_weights(target, plan, checkpoint.read)
+
+    source_dtype = choose_dtype(None, checkpoint, traced, [])
+    dtypes = {"dtype": STORAGE_DTYPE[dtype], "source_dtype": STORAGE_DTYPE[source_dtype]}
+    return ModelPackings(folder, policy, quantized, quantize=quantize, write=write, **dtypes)
+
+
+def _measure_quality(
+    options: CompileOptions, packings: ModelPackings, source: ModelSource, traced: TracedModel, notes: list[str], progress: Progress
+) -> dict[str, Any]:
+    """What the report records; raises QualityGateFailed over the budget. With --auto-mixed the artifact may have been packed again."""
+    if options.quality is None:
+        progress.warn("--no-quality: nobody has measured what quantization costs this model")
+        return dict(SKIPPED)
+    vocab_size = min(int(traced.graph.outputs[0].dims[-1]), int(traced.config.get_text_config().vocab_size))
+    special = special_token_ids(source, vocab_size)
+    named = [special["bos_token_id"], special["pad_token_id"], *special["eos_token_ids"]]
+    with progress.phase("quality") as phase:
+        record = measure_quality(
+            packings,
+            options.quality,
+            tokenizer_file=next((path for path in source.tokenizer_files if path.name == "tokenizer.json"), None),
+            vocabulary=Vocabulary(vocab_size, special["bos_token_id"], frozenset(token for token in named if token is not None)),
+            max_context_len=traced.max_context_len,
+            num_params=traced.num_params,
+            progress=lambda what, done: phase.update(done, what),
+        )
+        phase.detail = summary_line(record)
+    for warning in record["warnings"]:
+        progress.warn(f"quantization changes this model a lot: {warning}; fmo explain --quality names the layers")
+    if record["raised"]:
+        notes.append(f"--auto-mixed raised {raised_line(record)}")
+        progress.note(notes[-1])
+    return record
+
+
+def _require_sense(options: CompileOptions) -> None:
+    """Raises FmoError for options that contradict each other, before anything is read."""
+    policy = parse_policy(options.quantize or "none", options.quantize_layers)
+    quality = options.quality
+    if quality is None:
+        return
+    if not policy.quantizes and quality != QualityOptions():
+        what = "a quality budget or probe was given, but nothing is quantized"
+        raise FmoError(what, hint="add --quantize, e.g. --quantize 4bit, or leave --max-kl, --min-top1, --probe… away")
+    if quality.auto_mixed and not quality.budget.is_given:
+        raise FmoError("--auto-mixed has no budget to meet", hint="add --max-kl, --max-ppl-drift or --min-top1")
+    if quality.probe is not None:
+        read_probe_file(quality.probe)
 
 
 def _quantization_facts(policy: Policy, quantized: Quantized) -> dict[str, Any]:

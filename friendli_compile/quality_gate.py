@@ -18,7 +18,7 @@ from typing import Any
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 
 from .plan.model import Plan
-from .quality.gate import QualityOptions, run_gate
+from .quality.gate import MAX_SHOWN, QualityOptions, run_gate
 from .quality.packed_run import Runnable
 from .quality.probes import Vocabulary, default_num_tokens, make_probes
 from .quality.record import quality_record
@@ -90,7 +90,7 @@ def measure_quality(
     packings: ModelPackings,
     options: QualityOptions,
     *,
-    tokenizer_folder: Path | None,
+    tokenizer_file: Path | None,
     vocabulary: Vocabulary,
     max_context_len: int,
     num_params: int,
@@ -99,7 +99,7 @@ def measure_quality(
     """The record for report.json. Raises QualityGateFailed; the artifact may have been packed again."""
     try:
         progress("the reference", 0.0)
-        tokenizer = Tokenizer.load(tokenizer_folder) if tokenizer_folder is not None else None
+        tokenizer = Tokenizer.load(tokenizer_file.parent) if tokenizer_file is not None else None
         num_tokens = options.num_tokens or default_num_tokens(num_params)
         probes = make_probes(packings.reference(), tokenizer, vocabulary, max_context_len, num_tokens, options.probe)
         quality = run_gate(packings, probes, options, num_params, progress)
@@ -113,3 +113,11 @@ def summary_line(record: Mapping[str, Any]) -> str:
     overall = record["overall"]
     kl, drift, top1 = (overall[key]["value"] for key in ("mean_kl", "ppl_drift_percent", "top1_agreement"))
     return f"KL {kl:.3g} nats, perplexity {drift:+.2f} %, top-1 {100 * top1:.1f} % over {overall['num_tokens']} tokens"
+
+
+def raised_line(record: Mapping[str, Any]) -> str:
+    """`3 of 29 units, +1.20 MB: lm_head.weight=8bit, …`."""
+    raised = record["raised"]
+    shown = ", ".join(f"{name}={change['to']}" for change in raised[:MAX_SHOWN] for name in change["weights"])
+    more = f" and {len(raised) - MAX_SHOWN} more" if len(raised) > MAX_SHOWN else ""
+    return f"{len(raised)} units, {sum(change['added_bytes'] for change in raised) / 1e6:+.2f} MB: {shown}{more}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .quality_text import quality_line, quality_text
 from .table import size, table
 
 if TYPE_CHECKING:
@@ -18,23 +19,25 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   fmo explain build/stdlib-coder
-  fmo explain build/stdlib-coder --layer 0"""
+  fmo explain build/stdlib-coder --layer 0
+  fmo explain build/stdlib-coder --quality"""
 
 
 @click.command(epilog=EXAMPLES)
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--layer", type=int, metavar="N", help="Also list every call of decoder layer N.")
+@click.option("--quality", is_flag=True, help="Also what quantization costs: figures with intervals, and the worst layers.")
 @click.option("--verify", is_flag=True, help="Also hash every file.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def explain(artifact: Path, layer: int | None, verify: bool, as_json: bool) -> None:
-    """Show what ARTIFACT holds: model, memory by part, kernels per op, self-check."""
+def explain(artifact: Path, layer: int | None, quality: bool, verify: bool, as_json: bool) -> None:
+    """Show what ARTIFACT holds: model, memory by part, kernels per op, self-check, quality."""
     from friendli_runtime.artifact import Artifact
 
     opened = Artifact.open(artifact)
     if verify:
         opened.verify()
     facts = explain_artifact(opened, layer)
-    click.echo(json.dumps(facts, indent=2) if as_json else render(facts))
+    click.echo(json.dumps(facts, indent=2) if as_json else render(facts, with_quality=quality))
 
 
 def explain_artifact(artifact: Artifact, layer: int | None = None) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def explain_artifact(artifact: Artifact, layer: int | None = None) -> dict[str, 
         "target": artifact.manifest["target"],
         "provenance": artifact.manifest["provenance"],
         "self_check": artifact.manifest["self_check"],
+        "quality": report.get("quality"),
         "memory": report["memory"],
         "kv_layers": len(artifact.plan["kv_layers"]),
         "num_calls": len(calls),
@@ -101,7 +105,7 @@ def _call_facts(artifact: Artifact, call: Mapping[str, Any], kernel: str | None)
     }
 
 
-def render(facts: Mapping[str, Any]) -> str:
+def render(facts: Mapping[str, Any], with_quality: bool = False) -> str:
     """The facts for a terminal."""
     model, memory, check = facts["model"], facts["memory"], facts["self_check"]
     lines = [
@@ -109,6 +113,7 @@ def render(facts: Mapping[str, Any]) -> str:
         f"context {model['max_context_len']} tokens, vocabulary {model['vocab_size']}",
         f"target       {facts['target']['device']} {facts['target']['arch']} (needs {facts['target']['isa_min']})",
         f"self-check   {_self_check_text(check)}",
+        f"quality      {quality_line(facts['quality'])}",
         f"weights      {size(memory['weight_bytes'])}: "
         + ", ".join(f"{size(n)} {layout}" for layout, n in memory["weight_bytes_by_layout"].items()),
         f"KV cache     {size(memory['kv_bytes_per_token'])} per token in {facts['kv_layers']} layers; "
@@ -124,6 +129,8 @@ def render(facts: Mapping[str, Any]) -> str:
     if "calls" in facts:
         rows = [(call["op"], call["kernel"] or "-", call["shape"], size(call["weight_bytes"]), call["source"]) for call in facts["calls"]]
         lines += ["", table(rows, ("call", "kernel here", "shape", "weights", "source"))]
+    if with_quality:
+        lines += ["", quality_text(facts["quality"])]
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
 

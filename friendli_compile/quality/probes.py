@@ -3,9 +3,9 @@
     text     the probe text shipped with the project (probe_text/*.txt: prose, code, dialogue, lists, numbers, languages), or --probe FILE
     samples  drawn from the reference itself, at temperature 1 from a seed: what the model will really meet while it answers
 
-The text is cut into windows of WINDOW_LEN tokens, each with the tokenizer's own beginning (BOS), and windows are taken from the kinds of
-text in turn until the budget of tokens is used. A model without a tokenizer, or one whose tokenizer makes nothing of the text, gets
-samples only. With --probe FILE that file is all that counts.
+The text is cut into windows of WINDOW_LEN tokens (fewer where few tokens are wanted, so that every kind of text has its share), each with
+the tokenizer's own beginning (BOS), and windows are taken from the kinds of text in turn until the budget of tokens is used. A model
+without a tokenizer, or one whose tokenizer makes nothing of the text, gets samples only. With --probe FILE that file is all that counts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .figures import MIN_BLOCKS, log_softmax, num_blocks_of
 from .packed_run import PackedRun, Runnable
 
 PROBE_TEXT = Path(__file__).parent / "probe_text"
-WINDOW_LEN = 256  # tokens
+WINDOW_LEN, MIN_WINDOW_LEN = 256, 64  # tokens
 SAMPLE_LEN = 128  # tokens
 MAX_SAMPLED_SEQS = 64
 SAMPLE_SHARE = 0.25  # of the tokens, where there is text too
@@ -150,7 +150,8 @@ def _draw(model: Runnable, first: np.ndarray, length: int, rng: np.random.Genera
 def _text_probes(texts: Sequence[str], tokenizer: Tokenizer, vocab_size: int, max_context_len: int, num_tokens: int) -> ProbeSet:
     """Windows of the texts in turn, until they have `num_tokens` positions to compare."""
     beginning = _beginning(tokenizer)
-    length = min(WINDOW_LEN, max_context_len) - len(beginning)
+    wanted_len = min(WINDOW_LEN, max(MIN_WINDOW_LEN, num_tokens // len(texts)))
+    length = min(wanted_len, max_context_len) - len(beginning)
     cut = [_windows(tokenizer.encode(text, add_special_tokens=False), length, vocab_size) for text in texts]
     chosen: list[np.ndarray] = []
     missing = num_tokens
