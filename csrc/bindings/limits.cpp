@@ -23,10 +23,12 @@ void bind_limits(nb::module_& m) {
         nb::dict result;
         result["read_bandwidth_gb_s"] = limits.read_bandwidth_gb_s;
         result["fma_gflop_s"] = limits.fma_gflop_s;
+        result["byte_gop_s"] = limits.byte_gop_s;
         return result;
       },
       nb::arg("num_threads") = 0,
-      "The machine's read bandwidth and f32 multiply-add peak with so many threads (0: all), measured now.");
+      "The machine's read bandwidth and its peaks of multiply-adds, f32 and bytes, with so many threads (0: all), "
+      "measured now.");
   m.def("usable_threads", &usable_threads, "How many threads this process may use.");
   m.def(
       "detect_isa", [] { return std::string(isa_name(detect_isa())); },

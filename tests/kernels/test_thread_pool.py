@@ -22,6 +22,6 @@ def test_a_barrier_orders_what_threads_write_under_the_thread_sanitizer(tmp_path
 
 def test_the_limits_of_the_machine_are_positive_and_named() -> None:
     limits = _core.measure_limits(1)
-    assert set(limits) == {"read_bandwidth_gb_s", "fma_gflop_s"}
+    assert set(limits) == {"read_bandwidth_gb_s", "fma_gflop_s", "byte_gop_s"}
     assert all(value > 0 for value in limits.values())
     assert _core.usable_threads() >= 1

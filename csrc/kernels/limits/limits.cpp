@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kReadBytes = int64_t{256} << 20;
 constexpr int64_t kFmaRounds = 1000000;  // about 2 ms: waking the threads must not count
+constexpr int64_t kByteRounds = 100000;
 constexpr int kRepeats = 10;
 
 double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -49,21 +50,28 @@ double best_read_gb_s(ThreadPool& pool, const LimitLoops& loops) {
   return best;
 }
 
+// Operations per second of all threads together, in 10^9. `loop` runs `num_rounds` and says how many operations it did.
+template <class Loop>
+double best_gop_s(ThreadPool& pool, int64_t num_rounds, Loop loop) {
+  std::atomic<double> sink{0.0};
+  double ops_per_thread = 0.0;
+  const double seconds = best_seconds([&] {
+    pool.run([&](int thread) {
+      double ops = 0.0;
+      sink.store(static_cast<double>(loop(num_rounds, &ops)), std::memory_order_relaxed);
+      if (thread == 0) ops_per_thread = ops;
+    });
+  });
+  return ops_per_thread * pool.num_threads() / seconds * 1e-9;
+}
+
 }  // namespace
 
 MachineLimits measure_limits(ThreadPool& pool, Isa isa) {
   const LimitLoops loops = isa == Isa::avx2 ? limit_loops_avx2() : limit_loops_scalar();
   MachineLimits limits;
-  std::atomic<double> sink{0.0};
-  double flop_per_thread = 0.0;
-  const double seconds = best_seconds([&] {
-    pool.run([&](int thread) {
-      double flop = 0.0;
-      sink.store(loops.fma(kFmaRounds, &flop), std::memory_order_relaxed);
-      if (thread == 0) flop_per_thread = flop;
-    });
-  });
-  limits.fma_gflop_s = flop_per_thread * pool.num_threads() / seconds * 1e-9;
+  limits.fma_gflop_s = best_gop_s(pool, kFmaRounds, loops.fma);
+  limits.byte_gop_s = best_gop_s(pool, kByteRounds, loops.bytes);
   limits.read_bandwidth_gb_s = best_read_gb_s(pool, loops);
   return limits;
 }

@@ -22,6 +22,19 @@ double fma(int64_t num_rounds, double* flop) {
   return sum;
 }
 
+int64_t bytes(int64_t num_rounds, double* ops) {
+  int32_t chain[kChains] = {};
+  volatile int factor_source = 3;
+  const int factor = factor_source;
+  for (int64_t round = 0; round < num_rounds; ++round) {
+    for (int i = 0; i < kChains; ++i) chain[i] += static_cast<int8_t>(chain[i] + i) * factor;
+  }
+  *ops = 2.0 * kChains * static_cast<double>(num_rounds);
+  int64_t sum = 0;
+  for (int32_t value : chain) sum += value;
+  return sum;
+}
+
 uint64_t read_streams(const char* data, int64_t num_bytes, int num_streams) {
   const int64_t words = num_bytes / num_streams / 8;
   const auto* from = reinterpret_cast<const uint64_t*>(data);
@@ -34,6 +47,6 @@ uint64_t read_streams(const char* data, int64_t num_bytes, int num_streams) {
 
 }  // namespace
 
-LimitLoops limit_loops_scalar() { return {fma, read_streams}; }
+LimitLoops limit_loops_scalar() { return {fma, bytes, read_streams}; }
 
 }  // namespace fmo

@@ -7,6 +7,7 @@ namespace fmo {
 
 QuantKernels quant_kernels_scalar();
 QuantKernels quant_kernels_avx2();
+void quantize_rows_avx2(const RowSource& x, const QuantRows& rows, Range units);
 QuantFloatKernels quant_float_kernels_scalar();
 QuantFloatKernels quant_float_kernels_avx2();
 

@@ -1,0 +1,243 @@
+// The register tile of qlinear with integers for AVX2: R blocks of 8 outputs × C rows of x, over whole groups of x.
+// Included by qlinear_avx2.cpp only.
+//
+//   for each group                     t = 0                                            32-bit integers
+//     for each flush of FLUSH columns  acc = −zero · Σ x, from the sums of the rows     16-bit integers, pairs of
+//     columns
+//                                      acc += maddubs(codes, x)    every 4 columns      wraps, but the last value fits:
+//                                      t += madd(acc, 1)                                it is Σ (code − zero) · x
+//     sums += float(t) · (scale of w · scale of x)                                      one multiply-add
+//
+// The 16-bit sum of a lane has FLUSH / 2 products, so the bit budget (docs/quantized-weights.md) sets FLUSH: 64 for i4,
+// 32 for u4 and e2m1, 16 for i7 × i7, 8 for i7 × i8 and i8 × i7.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/math/vec_avx2.h"
+#include "kernels/qlinear/qlinear.h"
+
+namespace fmo {
+namespace {
+
+using avx2::unroll;
+
+enum class Form : uint8_t { i4, u4, e2m1, bytes };
+
+template <Form FORM>
+constexpr int64_t kBytesPer8 = FORM == Form::bytes ? 64 : 32;  // of a block, for 8 columns
+
+struct TileJob {
+  const uint8_t* codes;  // of block 0 at the first column; the other blocks are code_stride apart
+  int64_t code_stride;
+  const char* scales;  // null: per channel, the scale comes after the sum
+  int64_t scale_stride;
+  DType scale_dtype;
+  const uint8_t* zeros;  // u4 only
+  int64_t zero_stride, zero_step;
+  const int8_t* x;  // [K/4][C][4], [groups][C] and [flushes][C]
+  const float* x_scales;
+  const int32_t* x_sums;
+  int64_t num_groups, group;
+  float* sums;  // [C][R][8]
+  bool is_first;
+  const char* next;  // what to prefetch, for each block code_stride apart: next_step bytes per chunk
+  int64_t next_step;
+};
+
+alignas(32) constexpr uint8_t kLowNibblesData[32] = {15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15,
+                                                     15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15};
+alignas(32) constexpr int16_t kOnesData[16] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+// Twice the value of an e2m1 code, plus 12.
+alignas(32) constexpr uint8_t kE2m1Data[32] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+                                               12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+// Constants stay in memory: the accumulators need the registers.
+const __m256i& kLowNibbles = *reinterpret_cast<const __m256i*>(kLowNibblesData);
+const __m256i& kOnes = *reinterpret_cast<const __m256i*>(kOnesData);
+const __m256i& kE2m1Table = *reinterpret_cast<const __m256i*>(kE2m1Data);
+
+inline __attribute__((always_inline)) __m256i load_vector(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+
+// 4 columns of 8 outputs as unsigned bytes; HALF: which 4 of 8.
+template <Form FORM, int HALF>
+inline __attribute__((always_inline)) __m256i load_codes(const uint8_t* p) {
+  if constexpr (FORM == Form::bytes) return load_vector(p + 32 * HALF);
+  __m256i v = load_vector(p);
+  if constexpr (HALF == 1) v = _mm256_srli_epi16(v, 4);
+  asm("vpand %1, %0, %0" : "+x"(v) : "m"(kLowNibbles));
+  if constexpr (FORM == Form::e2m1) v = _mm256_shuffle_epi8(kE2m1Table, v);
+  return v;
+}
+
+inline __attribute__((always_inline)) __m256i broadcast4(const void* p) {
+  __m256i v;
+  asm("vpbroadcastd %1, %0" : "=x"(v) : "m"(*static_cast<const int32_t*>(p)));
+  return v;
+}
+
+// acc + maddubs(codes, x). In one piece, or gcc sums up in a tree and spills.
+inline __attribute__((always_inline)) __m256i multiply_add_bytes(__m256i acc, __m256i codes, __m256i x) {
+  __m256i product;
+  asm volatile("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+
+// Pairs of 16-bit sums to 32 bits.
+inline __attribute__((always_inline)) __m256i widen_sums(__m256i acc) {
+  asm("vpmaddwd %1, %0, %0" : "+x"(acc) : "m"(kOnes));
+  return acc;
+}
+
+inline __m256 e8m0_scales(const char* p) {
+  const __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m256i is_zero = _mm256_cmpeq_epi32(code, _mm256_setzero_si256());
+  const __m256i is_nan = _mm256_cmpeq_epi32(code, _mm256_set1_epi32(255));
+  const __m256i fraction = _mm256_and_si256(_mm256_or_si256(is_zero, is_nan), _mm256_set1_epi32(0x00400000));
+  return _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(code, 23), fraction));
+}
+
+// The scales of 8 outputs, number `index` of their block.
+inline __attribute__((always_inline)) __m256 load_scales(DType dtype, const char* block, int64_t index) {
+  if (dtype == DType::f16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block) + index));
+  if (dtype == DType::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(block) + index * 8);
+  return e8m0_scales(block + index * 8);
+}
+
+// The scale of w in the sum of a group; of e2m1 half of it, because its integers are doubled.
+template <Form FORM>
+inline __attribute__((always_inline)) __m256 group_scales(const TileJob& job, int block, int64_t g) {
+  constexpr float kUnit = FORM == Form::e2m1 ? 0.5f : 1.0f;
+  if (job.scales == nullptr) return avx2::set1(kUnit);
+  const __m256 scales = load_scales(job.scale_dtype, job.scales + block * job.scale_stride, g);
+  return FORM == Form::e2m1 ? _mm256_mul_ps(scales, avx2::set1(kUnit)) : scales;
+}
+
+// The zeros of 8 outputs, twice in each lane.
+inline __m256i load_zeros(const uint8_t* p) {
+  const __m256i zeros = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  return _mm256_or_si256(zeros, _mm256_slli_epi32(zeros, 16));
+}
+
+template <Form FORM, int FLUSH, int R, int C>
+struct Tile {
+  static constexpr int kChunk = FLUSH > 32 ? FLUSH : 32;  // columns per turn of the loop
+  static constexpr int kFlushes = kChunk / FLUSH;
+  static constexpr int64_t kChunkBytes = kChunk / 8 * kBytesPer8<FORM>;
+  static constexpr int kLines = kChunkBytes / 64;
+  static constexpr bool kIsSmall = R * C <= 4;  // then totals and sums have registers of their own
+
+  // Where the loop stands.
+  const uint8_t* codes;
+  const int8_t* x;
+  const int32_t* x_sums;
+  const char* next;
+
+  // Accumulators that stay in 16 bits for a whole flush: needs FLUSH ≥ 16.
+  inline __attribute__((always_inline)) void add_chunk(const TileJob& job, const __m256i* zeros, __m256i* totals) {
+    unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
+      __m256i acc[R * C];
+      unroll<C>([&](auto c) __attribute__((always_inline)) {
+        const __m256i sum = broadcast4(x_sums + f * C + c);
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          acc[c * R + r] = FORM == Form::u4 ? _mm256_mullo_epi16(sum, zeros[r]) : sum;
+        });
+      });
+      unroll<FLUSH / 8>([&](auto s) __attribute__((always_inline)) {
+        constexpr int kStep = f * (FLUSH / 8) + s;
+        unroll<2>([&](auto half) __attribute__((always_inline)) {
+          __m256i w[R];
+          unroll<R>([&](auto r) __attribute__((always_inline)) {
+            w[r] = load_codes<FORM, half>(codes + r * job.code_stride + kStep * kBytesPer8<FORM>);
+          });
+          unroll<C>([&](auto c) __attribute__((always_inline)) {
+            const __m256i a = broadcast4(x + ((2 * kStep + half) * C + c) * 4);
+            unroll<R>([&](auto r) __attribute__((always_inline)) {
+              acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w[r], a);
+            });
+          });
+        });
+      });
+      unroll<R * C>([&](auto i) __attribute__((always_inline)) {
+        totals[i] = _mm256_add_epi32(totals[i], widen_sums(acc[i]));
+      });
+    });
+  }
+
+  // FLUSH = 8: the totals have the registers, one row of x after the other has accumulators.
+  inline __attribute__((always_inline)) void add_chunk_by_rows(const TileJob& job, __m256i* totals) {
+    unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
+      __m256i w[2 * R];
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        const uint8_t* p = codes + r * job.code_stride + f * kBytesPer8<FORM>;
+        w[2 * r] = load_codes<FORM, 0>(p);
+        w[2 * r + 1] = load_codes<FORM, 1>(p);
+      });
+      unroll<C>([&](auto c) __attribute__((always_inline)) {
+        const __m256i sum = broadcast4(x_sums + f * C + c);
+        const __m256i a0 = broadcast4(x + (2 * f * C + c) * 4), a1 = broadcast4(x + ((2 * f + 1) * C + c) * 4);
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const __m256i acc = multiply_add_bytes(multiply_add_bytes(sum, w[2 * r], a0), w[2 * r + 1], a1);
+          totals[c * R + r] = _mm256_add_epi32(totals[c * R + r], widen_sums(acc));
+        });
+      });
+    });
+  }
+
+  inline __attribute__((always_inline)) void prefetch(const TileJob& job) {
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      unroll<kLines>([&](auto i) __attribute__((always_inline)) {
+        _mm_prefetch(next + r * job.code_stride + i * (job.next_step / kLines), _MM_HINT_T0);
+      });
+    });
+    next += job.next_step;
+  }
+
+  inline __attribute__((always_inline)) void add_group(const TileJob& job, int64_t g, __m256i* totals) {
+    __m256i zeros[R];
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      totals[r] = _mm256_setzero_si256();
+      if constexpr (FORM == Form::u4) zeros[r] = load_zeros(job.zeros + r * job.zero_stride + g * job.zero_step);
+    });
+    unroll<R * C>([&](auto i) __attribute__((always_inline)) { totals[i] = _mm256_setzero_si256(); });
+    for (int64_t k = 0; k < job.group; k += kChunk) {
+      prefetch(job);
+      if constexpr (FLUSH == 8) {
+        add_chunk_by_rows(job, totals);
+      } else {
+        add_chunk(job, zeros, totals);
+      }
+      codes += kChunkBytes;
+      x += kChunk * C;
+      x_sums += kFlushes * C;
+    }
+  }
+};
+
+template <Form FORM, int FLUSH, int R, int C>
+__attribute__((noinline)) void multiply_tile(const TileJob& job_in_memory) {
+  using T = Tile<FORM, FLUSH, R, C>;
+  const TileJob job = job_in_memory;
+  T at{job.codes, job.x, job.x_sums, job.next};
+  if (job.is_first) std::memset(job.sums, 0, R * C * 32);
+  for (int64_t g = 0; g < job.num_groups; ++g) {
+    __m256i totals[R * C];
+    at.add_group(job, g, totals);
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      const __m256 w_scale = group_scales<FORM>(job, r, g);
+      unroll<C>([&](auto c) __attribute__((always_inline)) {
+        const __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(job.x_scales + g * C + c));
+        float* sum = job.sums + (c * R + r) * 8;
+        _mm256_store_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[c * R + r]), scale, _mm256_load_ps(sum)));
+      });
+    });
+    asm volatile("" ::: "memory");  // or the sums would take registers from the accumulators
+  }
+}
+
+}  // namespace
+}  // namespace fmo
