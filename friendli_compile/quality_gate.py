@@ -18,6 +18,7 @@ from typing import Any
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 
 from .plan.model import Plan
+from .quality.budget import require_provable
 from .quality.gate import MAX_SHOWN, QualityOptions, run_gate
 from .quality.packed_run import Runnable
 from .quality.probes import Vocabulary, default_num_tokens, make_probes
@@ -98,9 +99,10 @@ def measure_quality(
 ) -> dict[str, Any]:
     """The record for report.json. Raises QualityGateFailed; the artifact may have been packed again."""
     try:
+        num_tokens = options.num_tokens or default_num_tokens(num_params)
+        require_provable(options.budget, num_tokens)
         progress("the reference", 0.0)
         tokenizer = Tokenizer.load(tokenizer_file.parent) if tokenizer_file is not None else None
-        num_tokens = options.num_tokens or default_num_tokens(num_params)
         probes = make_probes(packings.reference(), tokenizer, vocabulary, max_context_len, num_tokens, options.probe)
         quality = run_gate(packings, probes, options, num_params, progress)
         return quality_record(quality, options, probes, packings.artifact().plan)
