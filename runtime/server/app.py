@@ -184,7 +184,12 @@ class App:
         request, prompts = await self._prepared(scope, receive, CompletionRequest, self._completion_prompts)
         generation = self._generation(request, prompts)
         answer = CompletionAnswer(
-            generation, secrets.token_hex(16), self.model.name, self.model.tokenizer, with_logprobs=request.logprobs is not None
+            generation,
+            secrets.token_hex(16),
+            self.model.name,
+            self.model.tokenizer,
+            with_logprobs=request.logprobs is not None,
+            with_prompt=bool(request.echo),
         )
         await self._answer(request, generation, answer, receive, send)
 

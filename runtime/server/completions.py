@@ -69,10 +69,14 @@ def no_tokenizer(name: str) -> ApiError:
 class CompletionAnswer:
     """Deltas to text chunks, or to one text completion."""
 
-    def __init__(self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer | None, *, with_logprobs: bool) -> None:
+    def __init__(
+        self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer | None, *, with_logprobs: bool, with_prompt: bool
+    ) -> None:
         self._generation = generation
         self._id, self._model, self._tokenizer = f"cmpl-{answer_id}", model, tokenizer
         self._with_logprobs = with_logprobs
+        self._with_prompt = with_prompt
+        self._echoed: set[int] = set()
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
@@ -81,6 +85,10 @@ class CompletionAnswer:
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
         """One frame per token, the text with the last of them; then the end if the delta is the last."""
         frames = []
+        if self._with_prompt and choice_idx not in self._echoed:
+            self._echoed.add(choice_idx)
+            prompt = self._generation.prompt_text(choice_idx)
+            frames.append(self._chunk({"index": choice_idx, "text": prompt, "finish_reason": None, "logprobs": None}))
         listed = self._listed(delta.logprobs) if self._with_logprobs and delta.logprobs else None
         for token_id in delta.token_ids[:-1]:
             frames.append(self._chunk({"index": choice_idx, "text": "", "token": token_id, "finish_reason": None, "logprobs": None}))
@@ -106,7 +114,7 @@ class CompletionAnswer:
         choices = [
             {
                 "index": i,
-                "text": "".join(self._texts[i]),
+                "text": (self._generation.prompt_text(i) if self._with_prompt else "") + "".join(self._texts[i]),
                 "tokens": self._tokens[i],
                 "seed": self._generation.seed(i),
                 "finish_reason": reason,

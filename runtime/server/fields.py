@@ -34,7 +34,6 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "best_of": (1,),
     "suffix": ("",),
-    "echo": (False,),
     "num_beams": (1,),
     "length_penalty": (1, 1.0),
     "early_stopping": (False,),
@@ -114,6 +113,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     bad_word_tokens: list[TokenSequence] | None = None
     stop_tokens: list[TokenSequence] | None = None
     forced_output_tokens: list[int] | None = None
+    echo: bool | None = None
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True):

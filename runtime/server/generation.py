@@ -94,6 +94,11 @@ class Generation:
         prompt_idx, sample_idx = divmod(choice_idx, self.num_samples)
         return self.prompts[prompt_idx].params.sample_seeds()[sample_idx]
 
+    def prompt_text(self, choice_idx: int) -> str:
+        """The prompt of a choice, as its tokens read."""
+        token_ids = self.prompts[choice_idx // self.num_samples].token_ids
+        return self.tokenizer.decode(token_ids) if self.tokenizer is not None else " ".join(map(str, token_ids))
+
     def start(self) -> None:
         """Submits all prompts, or none: raises ApiError 422, 429 or 503."""
         for prompt_idx, prompt in enumerate(self.prompts):
@@ -129,16 +134,21 @@ class Generation:
         Raises ApiError when the engine fails a sample, and what `abort` was given.
         """
         while self.num_open_choices:
-            batch = []
+            batch: list[tuple[int, TextDelta]] = []
+            failure: ApiError | None = None
             for prompt_idx, output in await self._channel.take():
                 choice_idx = prompt_idx * self.num_samples + output.sample_idx
                 delta = self._choices[choice_idx].text.push(output)
                 if delta is not None:
                     self._count(self._choices[choice_idx], delta)
-                    self._raise_if_failed(output)
+                    failure = self._failure_of(output)
+                    if failure is not None:
+                        break
                     batch.append((choice_idx, delta))
             if batch:
-                yield batch
+                yield batch  # what came before a failure is not lost
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """Cancels whatever still runs and records the request. Call once."""
@@ -165,21 +175,22 @@ class Generation:
             self.usage.num_cached_tokens += delta.num_cached_tokens
             self.metrics.cache_hit_ratio.observe(delta.num_cached_tokens / len(self.prompts[choice.prompt_idx].token_ids))
 
-    def _raise_if_failed(self, output: TokenOutput) -> None:
+    def _failure_of(self, output: TokenOutput) -> ApiError | None:
         if output.finish_reason == "cancelled":
-            raise unavailable("the server is shutting down")
+            return unavailable("the server is shutting down")
         if output.finish_reason == "error":
             if "NaN" in (output.error or ""):
                 self.metrics.failures_by_nan_error.add()
-                raise ApiError(400, "the model computed a NaN for this request", code="nan_error")
+                return ApiError(400, "the model computed a NaN for this request", code="nan_error")
             if (output.error or "").startswith(CONSTRAINT_ERROR):
                 what = (output.error or "").removeprefix(CONSTRAINT_ERROR)
-                raise invalid_value(f"the answer cannot follow the format any further: {what}", "response_format", "constraint_failed")
+                return invalid_value(f"the answer cannot follow the format any further: {what}", "response_format", "constraint_failed")
             if "every token is excluded" in (output.error or ""):
-                raise invalid_value(f"no token may follow: {output.error}", None, "no_token_left")
+                return invalid_value(f"no token may follow: {output.error}", None, "no_token_left")
             incident = secrets.token_hex(8)
             _log.error("engine error %s: %s", incident, output.error)
-            raise ApiError(500, f"the engine failed on this request ({incident}); the server's log has the details", code="engine_error")
+            return ApiError(500, f"the engine failed on this request ({incident}); the server's log has the details", code="engine_error")
+        return None
 
     def _expire(self) -> None:
         self.metrics.failures_by_timeout.add()

@@ -22,6 +22,8 @@ Scope = dict[str, Any]
 
 JSON = b"application/json"
 _encode = msgspec.json.Encoder().encode
+_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+(:?)', re.DOTALL)
+"""Every string of a JSON text; the group is the colon behind those that are names."""
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
@@ -75,7 +77,26 @@ def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
+    num_names = _STRINGS.findall(body).count(b":")
+    if num_names != _num_names(value):
+        raise bad_request("an object of the body has two fields of the same name", code="duplicate_field")
     return value
+
+
+def _num_names(value: Any) -> int:
+    """Fields of all objects in `value`; fewer than its text has names when a name came twice."""
+    total = 0
+    stack = [value]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            total += len(node)
+            stack += node.values()
+        elif isinstance(node, list) and node and not isinstance(node[0], int):
+            stack += node
+        elif isinstance(node, list):
+            stack += (item for item in node if isinstance(item, dict | list))
+    return total
 
 
 def _check_structure(body: bytes, limits: Limits) -> None:

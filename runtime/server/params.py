@@ -90,6 +90,8 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     for name, other in (("max_total_tokens", "max_tokens"), ("min_total_tokens", "min_tokens")):
         if getattr(request, name) is not None and getattr(request, other) is not None:
             raise invalid_value(f"give one of '{name}' and '{other}'", name)
+    if request.echo and request.logprobs is not None:
+        raise invalid_value("'echo' cannot be combined with 'logprobs': the prompt has none", "echo")
     if request.no_repeat_ngram is not None:
         values["no_repeat_ngram"] = request.no_repeat_ngram
     values["forced_output_tokens"] = tuple(request.forced_output_tokens or ())

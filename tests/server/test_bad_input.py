@@ -78,7 +78,7 @@ def test_a_body_that_is_not_a_json_object_is_400(server: TestServer, body: bytes
         (422, "bad_words", {"prompt": "a", "bad_words": [""]}),
         (422, "stop_tokens", {"prompt": "a", "stop_tokens": [{"tokens": []}]}),
         (422, "stream_options", {"prompt": "a", "stream_options": {"include_usage": True}}),
-        (422, "echo", {"prompt": "a", "echo": True}),
+        (422, "echo", {"prompt": "a", "echo": True, "logprobs": 1}),
         (422, "best_of", {"prompt": "a", "best_of": 2}),
         (422, "num_beams", {"prompt": "a", "num_beams": 4}),
         (400, "response_format", {"prompt": "a", "response_format": {"type": "jsonobject"}}),

@@ -1,0 +1,157 @@
+"""Every field of a request does something: on a babbling model with the real sampler, each has a case that fails if it is ignored."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from friendli_runtime.server.fields import ChatRequest, CompletionRequest
+
+from .conftest import TestServer, start
+from .test_completions import frames
+from .test_response_format import babbling_engine
+
+PROMPT = "hello world hello you"
+BASE = {"max_tokens": 24, "seed": 3, "temperature": 1.0}
+OF_THE_BASE = {"messages", "prompt", "tokens", *BASE}
+Outcome = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def babbling() -> Iterator[TestServer]:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}{{ suffix or '' }}"
+    running, stop = start(make_engine=babbling_engine, template=template, closing_bias=-5.0)
+    yield running
+    stop()
+
+
+def ask(server: TestServer, route: str, fields: dict[str, Any]) -> Outcome:
+    """Status, body of the answer (of streams: the frames) and the first choice's tokens or text."""
+    chat = {"messages": [{"role": "user", "content": PROMPT}]}
+    what = chat if "chat" in route else {} if "tokens" in fields else {"prompt": PROMPT}
+    given = {name: value for name, value in {**BASE, **what, **fields}.items() if value is not ...}
+    response = server.post(route, **given)
+    if given.get("stream") and response.status_code == 200:
+        return {"status": 200, "frames": frames(response)}
+    body = response.json()
+    if response.status_code != 200:
+        return {"status": response.status_code, "error": body["error"]}
+    choice = body["choices"][0]
+    return {"status": 200, "body": body, **choice, "text": choice.get("text", choice.get("message", {}).get("content"))}
+
+
+def length(one: Outcome) -> int:
+    return one["body"]["usage"]["completion_tokens"]
+
+
+def differs(plain: Outcome, changed: Outcome) -> bool:
+    return changed["status"] == 200 and changed["text"] != plain["text"]
+
+
+def is_404(plain: Outcome, changed: Outcome) -> bool:
+    return plain["status"] == 200 and changed["status"] == 404
+
+
+Check = Callable[[Outcome, Outcome], bool]
+BOTH: dict[str, tuple[dict[str, Any], Any, Check]] = {
+    # field → (other fields of both requests, its value, what it changes)
+    "model": ({}, "other", is_404),
+    "n": ({}, 2, lambda plain, changed: len(changed["body"]["choices"]) == 2),
+    "seed": ({}, 4, differs),
+    "stop": ({}, ..., lambda plain, changed: changed["text"] == plain["text"][:5] and changed["finish_reason"] == "stop"),
+    "stream": ({}, True, lambda plain, changed: len(changed["frames"]) > 2),
+    "stream_options": ({"stream": True}, {"include_usage": True}, lambda plain, changed: changed["frames"][-1].get("usage") is not None),
+    "max_tokens": ({}, 3, lambda plain, changed: length(changed) == 3 and changed["finish_reason"] == "length"),
+    "min_tokens": ({"logit_bias": {"0": 30.0}}, 5, lambda plain, changed: length(plain) == 1 and length(changed) == 6),
+    "temperature": ({}, 0, differs),
+    "top_p": ({"temperature": 2.0}, 0.05, differs),
+    "top_k": ({"temperature": 2.0}, 1, differs),
+    "min_p": ({"temperature": 2.0}, 0.9, differs),
+    "xtc_threshold": ({"xtc_probability": 1.0}, 0.02, differs),
+    "xtc_probability": ({"xtc_threshold": 0.02}, 1.0, differs),
+    "frequency_penalty": ({"temperature": 0, "logit_bias": {"9": 12.0}}, 2.0, differs),
+    "presence_penalty": ({"temperature": 0, "logit_bias": {"9": 9.0}}, 2.0, differs),
+    "repetition_penalty": ({"temperature": 0, "logit_bias": {"9": 9.0}}, 5.0, differs),
+    "logit_bias": ({}, {"9": 100.0}, differs),
+    "eos_token": ({"logit_bias": {"9": 100.0}}, [9], lambda plain, changed: length(plain) == 24 and length(changed) == 1),
+    "ignore_eos": ({"logit_bias": {"0": 30.0}}, True, lambda plain, changed: length(plain) == 1 and length(changed) == 24),
+    "response_format": ({}, {"type": "regex", "schema": "a{5}"}, lambda plain, changed: changed["text"] == "aaaaa"),
+    "timeout_microseconds": ({}, 1, lambda plain, changed: changed["status"] == 504),
+    "cache_salt": ({}, "x" * 10_000, lambda plain, changed: changed["status"] == 422),
+}
+CHAT = BOTH | {
+    "messages": ({}, [{"role": "user", "content": "another"}], differs),
+    "chat_template_kwargs": ({}, {"suffix": " more words"}, differs),
+    "max_completion_tokens": ({"max_tokens": ...}, 3, lambda plain, changed: length(changed) == 3),
+    "logprobs": ({}, True, lambda plain, changed: len(changed["logprobs"]["content"]) > 0),
+    "top_logprobs": ({"logprobs": True}, 2, lambda plain, changed: len(changed["logprobs"]["content"][0]["top_logprobs"]) == 2),
+}
+COMPLETIONS = BOTH | {
+    "prompt": ({}, "another", differs),
+    "tokens": ({}, [40, 41, 42], differs),
+    "max_total_tokens": ({"max_tokens": ...}, 12, lambda plain, changed: changed["body"]["usage"]["total_tokens"] == 12),
+    "min_total_tokens": ({"logit_bias": {"0": 30.0}}, 14, lambda plain, changed: changed["body"]["usage"]["total_tokens"] == 15),
+    "logprobs": ({}, 2, lambda plain, changed: len(changed["logprobs"]["top_logprobs"][0]) == 2),
+    "no_repeat_ngram": ({"temperature": 0, "logit_bias": {"9": 50.0}}, 2, differs),
+    "bad_words": ({"logit_bias": {"74": 100.0}}, ..., differs),
+    "bad_word_tokens": ({"logit_bias": {"9": 100.0}}, [{"tokens": [9]}], differs),
+    "stop_tokens": ({"logit_bias": {"9": 100.0}}, [{"tokens": [9, 9]}], lambda plain, changed: length(changed) == 2),
+    "forced_output_tokens": ({}, [40, 41], lambda plain, changed: changed["tokens"][:2] == [40, 41]),
+    "echo": ({}, True, lambda plain, changed: changed["text"] == PROMPT + plain["text"]),
+}
+
+
+def value_of(field: str, value: Any, server: TestServer, plain: Outcome) -> Any:
+    """Values that depend on what the model said without the field."""
+    if field == "stop":
+        return plain["text"][5:8]
+    if field == "bad_words":
+        return [server.tokenizer.token_bytes(74).decode()]
+    return value
+
+
+def check_row(server: TestServer, route: str, field: str, row: tuple[dict[str, Any], Any, Check]) -> None:
+    others, value, check = row
+    plain = ask(server, route, others)
+    assert plain["status"] == 200, plain
+    if field not in OF_THE_BASE:
+        assert ask(server, route, {**others, field: None}).get("text") == plain.get("text"), "null is the same as absent"
+    changed = ask(server, route, {**others, field: value_of(field, value, server, plain)})
+    assert check(plain, changed), (plain, changed)
+
+
+@pytest.mark.parametrize("field", CHAT)
+def test_a_field_of_chat_is_not_ignored(babbling: TestServer, field: str) -> None:
+    check_row(babbling, "/v1/chat/completions", field, CHAT[field])
+
+
+@pytest.mark.parametrize("field", COMPLETIONS)
+def test_a_field_of_completions_is_not_ignored(babbling: TestServer, field: str) -> None:
+    check_row(babbling, "/v1/completions", field, COMPLETIONS[field])
+
+
+def test_no_field_is_missing_in_the_tables() -> None:
+    assert set(CHAT) == set(ChatRequest.__struct_fields__)
+    assert set(COMPLETIONS) == set(CompletionRequest.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    "body", ['{"prompt": "a", "prompt": "b"}', '{"prompt": "a", "logit_bias": {"1": 1, "1": 2}}', r'{"prompt": "a", "\u0070rompt": "b"}']
+)
+def test_a_name_that_comes_twice_is_refused(babbling: TestServer, body: str) -> None:
+    response = babbling.client.post("/v1/completions", content=body.encode())
+    assert response.status_code == 400 and response.json()["error"]["code"] == "duplicate_field"
+
+
+def test_text_that_looks_like_names_is_not_taken_for_them(babbling: TestServer) -> None:
+    prompt = '{"a": 1, "a": "\\"b\\": \\\\", "a" : 2}\\":'
+    assert babbling.post("/v1/completions", prompt=prompt, max_tokens=1, stop=['"a":', '"a":']).status_code == 200
+    assert babbling.post("/v1/completions", prompt=["x", '"x":', "[{"], max_tokens=1, logit_bias={}).status_code == 200
+
+
+def test_echo_comes_first_in_a_stream(babbling: TestServer) -> None:
+    whole = ask(babbling, "/v1/completions", {"echo": True, "n": 2})
+    streamed = ask(babbling, "/v1/completions", {"echo": True, "n": 2, "stream": True})["frames"]
+    for idx in (0, 1):
+        text = "".join(choice["text"] for chunk in streamed for choice in chunk["choices"] if choice["index"] == idx)
+        assert text == whole["body"]["choices"][idx]["text"] and text.startswith(PROMPT)
+    assert babbling.post("/v1/completions", prompt="a", echo=True, logprobs=1).status_code == 422
