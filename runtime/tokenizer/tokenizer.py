@@ -25,6 +25,9 @@ SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Unicode non-characters: never in real text, so one that a request does not use can mark places in a rendered prompt."""
 
+WORD_CACHE_ENTRIES = 2048
+"""Words whose merges the library remembers. Its default of 10,000 lets a client that sends long random words hold 50 MB."""
+
 
 class Tokenizer:
     """Encodes and decodes. `add_special_tokens`, `skip_special_tokens`: what `encode` and `decode` do unless told otherwise."""
@@ -39,6 +42,7 @@ class Tokenizer:
         self.special_tokens = _named_special_tokens(self.config)
         backend.no_truncation()
         backend.no_padding()
+        _bound_word_cache(backend)
         _register_named_tokens(backend, self.special_tokens)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
@@ -143,6 +147,7 @@ class Tokenizer:
     def _make_literal_backend(self) -> Backend:
         literal = Backend.from_str(self.backend.to_str())
         literal.encode_special_tokens = True
+        _bound_word_cache(literal)
         return literal
 
 
@@ -175,6 +180,11 @@ def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
         if isinstance(content, str):
             named[name] = content
     return named
+
+
+def _bound_word_cache(backend: Backend) -> None:
+    if hasattr(backend.model, "_resize_cache"):  # BPE and Unigram have one
+        backend.model._resize_cache(WORD_CACHE_ENTRIES)
 
 
 def _register_named_tokens(backend: Backend, named: dict[str, str]) -> None:

@@ -1,6 +1,8 @@
 """Loading a tokenizer folder: the same ids and prompts as transformers gives, and clear refusals."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,19 @@ def test_a_broken_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(ConfigError, match="expected an object"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_client_that_sends_ever_new_words_does_not_fill_the_memory() -> None:
+    program = (
+        "import random, re\n"
+        "from friendli_runtime.tokenizer.tokenizer import Tokenizer\n"
+        "from tokenizers import Tokenizer as Backend\n"
+        "from tokenizer.tokenizers_made_here import backend_json\n"
+        "tokenizer, rng = Tokenizer(Backend.from_str(backend_json('byte_level')), {}), random.Random(0)\n"
+        "for _ in range(3):\n"
+        "    for _ in range(3000): tokenizer.encode(''.join(rng.choice('abcdefgh') for _ in range(200)))\n"
+        "    print(re.search(r'Anonymous: +([0-9]+) kB', open('/proc/self/smaps_rollup').read())[1])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    _, second_kb, third_kb = map(int, result.stdout.split())
+    assert third_kb - second_kb < 2048
