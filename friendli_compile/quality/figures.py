@@ -62,23 +62,31 @@ class Summary:
 
 def compare_rows(reference: np.ndarray, quantized: np.ndarray, next_tokens: np.ndarray) -> RowFigures:
     """`reference`, `quantized` [num_rows, vocab_size] f32, `next_tokens` [num_rows] i32: the token that follows each position."""
-    log_p, log_q = log_softmax(reference), log_softmax(quantized)
+    x, y = _shifted(reference), _shifted(quantized)
+    p = np.exp(x)
+    sum_p = p.sum(axis=1)
+    log_sum_p, log_sum_q = np.log(sum_p), np.log(np.exp(y).sum(axis=1))
     rows = np.arange(len(next_tokens))
-    nll_reference, nll_quantized = -log_p[rows, next_tokens], -log_q[rows, next_tokens]
+    nll_reference, nll_quantized = log_sum_p - x[rows, next_tokens], log_sum_q - y[rows, next_tokens]
     agrees = reference.argmax(axis=1) == quantized.argmax(axis=1)
-    p = np.exp(log_p)
     with np.errstate(invalid="ignore"):  # −∞ − −∞
-        log_p -= log_q
-    log_p[p == 0] = 0  # a token that the reference excludes adds nothing, also where both sides have −∞
-    kl = np.maximum(np.einsum("rv,rv->r", p, log_p), 0.0)  # below zero by rounding only
-    return RowFigures(kl, nll_reference, nll_quantized, agrees)
+        x -= y
+    x[p == 0] = 0  # a token that the reference excludes adds nothing, also where both sides have −∞
+    kl = np.einsum("rv,rv->r", p, x) / sum_p + log_sum_q - log_sum_p
+    return RowFigures(np.maximum(kl, 0.0), nll_reference, nll_quantized, agrees)  # below zero by rounding only
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """[num_rows, vocab_size] → the logarithms of the probabilities, f64."""
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
+    shifted = _shifted(logits)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return shifted
+
+
+def _shifted(logits: np.ndarray) -> np.ndarray:
+    """Logits as f64, the largest of each row 0."""
+    shifted = logits.astype(np.float64)
+    shifted -= logits.max(axis=1, keepdims=True)
     return shifted
 
 
