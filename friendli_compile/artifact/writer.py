@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..plan.model import SCHEMA_VERSION, Plan, WeightSpec
-from ..quantize.rounding import Rounding
+from ..quantize.round_weight import Rounding
 from .folder import MANIFEST
 from .layouts import pack, pack_quantized, round_to_bf16
 from .shards import plan_shards, write_shard

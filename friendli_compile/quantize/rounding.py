@@ -12,9 +12,9 @@ inside of a block elements of a group lie one behind the other in the first axis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -43,32 +43,6 @@ class Rounded:
     zeros: Array | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Rounding:
-    """How the weights of a model are rounded. `importance` by weight name: [K], or [E, K] of experts; see `round_matrix`."""
-
-    search: bool = True
-    importance: Mapping[str, Array] = field(default_factory=dict)
-
-    def round(self, name: str, array: Array, fmt: Format) -> Rounded:
-        """`array` [N, K], or [E, N, K]: then the rows of all experts come back one behind the other.
-
-        Raises CheckpointError for NaN and infinity."""
-        require_finite(array, name)
-        matrices = array.reshape(-1, *array.shape[-2:])
-        known = self.importance.get(name)
-        weights = [None] * len(matrices) if known is None else list(known.reshape(len(matrices), -1))
-        parts = [round_matrix(matrix, fmt, importance=h, search=self.search) for matrix, h in zip(matrices, weights, strict=True)]
-        if len(parts) == 1:
-            return parts[0]
-        zeros = [part.zeros for part in parts if part.zeros is not None]
-        return Rounded(
-            np.concatenate([part.codes for part in parts]),
-            np.concatenate([part.scales for part in parts]),
-            np.concatenate(zeros) if zeros else None,
-        )
-
-
 def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None, search: bool = True) -> Rounded:
     """`matrix` [N, K] f32, all finite. `importance` [K] ≥ 0: weight of an error in each column. Without `search`: plain rounding."""
     num_rows, num_columns = matrix.shape
@@ -79,7 +53,7 @@ def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None,
     step = max(1, BLOCK_ELEMENTS // num_columns)
     if fmt.rows_per_scale > 1:
         step = fmt.rows_per_scale
-    rounder = _rounder(fmt)
+    rounder = grouped_rounder(fmt)
 
     def round_rows(start: int) -> None:
         rows = slice(start, start + step)
@@ -155,7 +129,8 @@ def _place(found: tuple[Array, Array, Array | None], codes: Array, scales: Array
 Found = tuple[Array, Array, Array | None]
 
 
-def _rounder(fmt: Format) -> Callable[[Array, Array | None, Format, bool], Found]:
+def grouped_rounder(fmt: Format) -> Callable[[Array, Array | None, Format, bool], Found]:
+    """Rounds a block [G, M] whose groups are its columns: (block, importance or None, format, search) → codes, scales, zeros."""
     if fmt.has_zeros:
         return _round_with_zeros
     return _round_floats if fmt.dtype in FLOATS else _round_integers
@@ -240,7 +215,7 @@ def _round_floats(w: Array, h: Array | None, fmt: Format, search: bool) -> Found
     best_codes, best_scale = None, candidates[0]
     best_error = np.full(w.shape[1], np.inf, np.float32)
     for scales in candidates:
-        scaled = np.clip(w * _inverse(scales), -_largest(fmt), _largest(fmt))
+        scaled = np.clip(w * _inverse(scales), -largest_value(fmt), largest_value(fmt))
         codes = nearest_float(fmt.dtype, scaled)
         error = _error(w, values[codes] * scales, h)
         is_better = error < best_error
@@ -251,7 +226,7 @@ def _round_floats(w: Array, h: Array | None, fmt: Format, search: bool) -> Found
     return best_codes, best_scale.astype(np.float32), None
 
 
-def _largest(fmt: Format) -> np.float32:
+def largest_value(fmt: Format) -> np.float32:
     return np.float32(MAX_E4M3 if fmt.dtype == "e4m3" else MAX_E2M1)
 
 

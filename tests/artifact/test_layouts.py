@@ -19,7 +19,8 @@ from friendli_compile.artifact.layouts import (
 from friendli_compile.ir.builder import GraphBuilder
 from friendli_compile.plan.expression import expression_of
 from friendli_compile.plan.model import WeightSpec
-from friendli_compile.quantize.rounding import Rounded, Rounding, dequantize
+from friendli_compile.quantize.round_weight import Rounding
+from friendli_compile.quantize.rounding import Rounded, dequantize
 from friendli_compile.quantize.schemes import parse_scheme
 
 

@@ -11,7 +11,9 @@ import torch
 from friendli_compile.errors import CheckpointError
 from friendli_compile.quantize.choose import ActivationErrors, choose_format
 from friendli_compile.quantize.codes import FLOATS, INTEGERS, nearest_float, scale_from_storage, scale_to_storage
-from friendli_compile.quantize.rounding import Rounding, dequantize, require_finite, round_matrix
+from friendli_compile.quantize.feedback import round_with_feedback
+from friendli_compile.quantize.round_weight import Rounding
+from friendli_compile.quantize.rounding import dequantize, require_finite, round_matrix
 from friendli_compile.quantize.schemes import Format, Scheme, parse_scheme
 
 SCHEMES = ["w4a8:g32", "w4a16:g16", "w4a16:g64z", "w7a8:g128", "w8a16:g128", "w8a16:channel", "w8a8:channel", "fp8:channel", "fp8:tensor",
@@ -133,14 +135,43 @@ def test_a_value_that_is_not_a_number_is_refused_with_tensor_and_place(bad: floa
         Rounding().round("x", values, Format("i4", 32, "f16", "f32", 256))
 
 
-def test_experts_are_rounded_one_by_one() -> None:
-    experts = np.stack([matrix(seed=0), matrix(seed=1)])
+def test_scales_of_blocks_and_tensors_do_not_reach_over_experts() -> None:
+    experts = np.stack([matrix(seed=0), 100 * matrix(seed=1)])
+    for fmt in (Format("e4m3", 256, "f32", "e4m3", 256, 40), Format("i4", 32, "f16", "i8", 32)):
+        together = Rounding().round("w", experts, fmt)
+        for i in range(2):
+            np.testing.assert_array_equal(together.codes[i * 40 : (i + 1) * 40], round_matrix(experts[i], fmt).codes)
+
+
+def correlated_inputs(num_tokens: int = 300, num_columns: int = 256) -> np.ndarray:
+    rng = np.random.default_rng(5)
+    mixing = rng.standard_normal((num_columns // 4, num_columns)) * np.exp(rng.uniform(-1, 1, num_columns))
+    return (rng.standard_normal((num_tokens, num_columns // 4)) @ mixing + rng.standard_normal((num_tokens, num_columns))).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("text", ["w4a8:g32", "w4a16:g64z", "w4a16:channel", "mxfp4"])
+def test_feedback_lowers_the_error_of_the_output_on_inputs_that_it_has_not_seen(text: str) -> None:
+    (fmt,) = scheme_of(text).formats(40, 256)
+    values, inputs = matrix(), correlated_inputs(600)
+    seen, unseen = inputs[:300], inputs[300:]
+    errors = [np.square((dequantize(rounded, fmt) - values) @ unseen.T).sum()
+              for rounded in (round_with_feedback(values, fmt, seen), round_matrix(values, fmt))]  # fmt: skip
+    assert errors[0] < 0.75 * errors[1]
+
+
+def test_feedback_works_in_spans_and_chunks_of_rows_and_without_any_input() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((300, 2080)).astype(np.float32)
     fmt = Format("i4", 32, "f16", "i8", 32)
-    importance = np.random.default_rng(0).uniform(0, 1, (2, 256)).astype(np.float32)
-    together = Rounding(importance={"w": importance}).round("w", experts, fmt)
-    for i in range(2):
-        alone = round_matrix(experts[i], fmt, importance=importance[i])
-        np.testing.assert_array_equal(together.codes[i * 40 : (i + 1) * 40], alone.codes)
+    inputs = rng.standard_normal((64, 2080)).astype(np.float32)
+    rounded = round_with_feedback(values, fmt, inputs)
+    part = round_with_feedback(values[256:], fmt, inputs)
+    assert (rounded.codes[256:] == part.codes).mean() > 0.999, "sums in another order may move a tie"
+    relative = np.square(dequantize(rounded, fmt) - values).mean() / np.square(values).mean()
+    assert relative < 0.02
+    np.testing.assert_array_equal(round_with_feedback(values, fmt, 0 * inputs).codes, round_matrix(values, fmt).codes)
 
 
 def test_scales_that_f16_cannot_hold_are_stored_as_f32() -> None:

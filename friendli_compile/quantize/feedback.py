@@ -1,0 +1,142 @@
+"""Rounding with error feedback: the error of one column is made up for by the columns that are still to be rounded.
+
+    minimise Σ ‖(W − Ŵ) x‖² over the inputs x of the layer       H = mean x xᵀ + damping,   H⁻¹ = Uᵀ U, U upper triangular
+    for each column j in order:  ŵ_j = round(w_j);  e = (w_j − ŵ_j) / U_jj;  w_k −= e · U_jk for all k > j
+
+This is the method of GPTQ (Frantar et al., arXiv:2210.17323), in its triangular form. Scales of a group are searched (rounding.py) when its
+first column is reached, on the values as they are then. Columns feed back within spans of SPAN columns only: that bounds the cubic work and
+keeps a matrix H that is estimated from few inputs reliable. Inside, arrays are transposed: [columns, rows], one column is a long row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from .codes import FLOATS, INTEGERS, nearest_float
+from .rounding import NUM_THREADS, Rounded, grouped_rounder, largest_value, round_matrix
+from .schemes import Format
+
+Array = np.ndarray
+SPAN = 1024  # columns
+CHUNK_ROWS = 256  # rounded together: 1 MiB of a span
+DAMPING = 0.1  # of the mean of H's diagonal
+STEP = 32  # columns between updates of all later ones, where a scale has more
+
+Column = Callable[[Array, Array, Array | None], tuple[Array, Array]]  # values, scales, zeros → codes, rounded values
+
+
+def takes_feedback(fmt: Format) -> bool:
+    """Whether it is worth the time: 4 bits. With 8 the error is too small to matter."""
+    return fmt.bits == 4 and fmt.rows_per_scale == 1
+
+
+def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
+    """`matrix` [N, K] f32; `inputs` [T, K] f32: some inputs of the layer, finite."""
+    importance = np.square(inputs, dtype=np.float64).mean(axis=0).astype(np.float32)
+    if not importance.mean() > 0:
+        return round_matrix(matrix, fmt)
+    importance /= importance.mean()
+    num_rows, num_columns = matrix.shape
+    codes = np.empty((num_columns, num_rows), np.uint8)
+    scales = np.empty((num_columns // fmt.group, num_rows), np.float32)
+    zeros = np.empty(scales.shape, np.uint8) if fmt.has_zeros else None
+    is_grouped = fmt.group <= SPAN
+    if not is_grouped:
+        whole = round_matrix(matrix, fmt, importance=importance)
+        scales[...] = whole.scales.T
+        if zeros is not None and whole.zeros is not None:
+            zeros[...] = whole.zeros.T
+    width = SPAN // fmt.group * fmt.group if is_grouped else SPAN
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        for first in range(0, num_columns, width):
+            columns = slice(first, min(first + width, num_columns))
+            span = _Span(fmt, _factor(inputs[:, columns]), importance[columns], first)
+
+            def round_rows(start: int, columns: slice = columns, span: _Span = span) -> None:
+                rows = slice(start, start + CHUNK_ROWS)
+                values = np.ascontiguousarray(matrix[rows, columns].T)
+                groups = slice(columns.start // fmt.group, -(-columns.stop // fmt.group))
+                own_zeros = None if zeros is None else zeros[groups, rows]
+                span.round(values, codes[columns, rows], scales[groups, rows], own_zeros, is_grouped)
+
+            list(pool.map(round_rows, range(0, num_rows, CHUNK_ROWS)))
+    transposed = [np.ascontiguousarray(array.T) for array in (codes, scales)]
+    return Rounded(*transposed, None if zeros is None else np.ascontiguousarray(zeros.T))
+
+
+def _factor(inputs: Array) -> Array:
+    """U [K', K'] f32 of the inputs [T, K'] of a span."""
+    h = (inputs.T @ inputs).astype(np.float64)
+    diagonal = np.einsum("kk->k", h)
+    mean = diagonal.mean()
+    diagonal += DAMPING * (mean if mean > 0 else 1.0)
+    inverse = np.linalg.inv(h)
+    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+
+
+class _Span:
+    """Neighbouring columns that feed back into each other."""
+
+    def __init__(self, fmt: Format, factor: Array, importance: Array, first: int) -> None:
+        self._fmt, self._factor, self._importance, self._first = fmt, factor, importance, first
+        self._rounder = grouped_rounder(fmt)
+        self._column = _float_column(fmt) if fmt.dtype in FLOATS else _integer_column(fmt)
+
+    def round(self, values: Array, codes: Array, scales: Array, zeros: Array | None, finds_scales: bool) -> None:
+        """`values` [K', R] are used up; `codes` [K', R]; `scales` and `zeros` [groups, R], found here or given."""
+        step = min(self._fmt.group, 4 * STEP) if finds_scales else STEP
+        group_len = self._fmt.group
+        for start in range(0, len(values), step):
+            stop = min(start + step, len(values))
+            group = start // group_len if finds_scales else 0
+            if finds_scales and start % group_len == 0:
+                self._find_scales(values[start : start + group_len], start, group, scales, zeros)
+            errors = self._round_step(values, codes, start, stop, scales[group], None if zeros is None else zeros[group])
+            if stop < len(values):
+                values[stop:] -= self._factor[start:stop, stop:].T @ errors
+
+    def _find_scales(self, block: Array, start: int, group: int, scales: Array, zeros: Array | None) -> None:
+        weights = np.broadcast_to(self._importance[start : start + len(block), None], block.shape)
+        _, scales[group], found_zeros = self._rounder(block, weights, self._fmt, True)
+        if zeros is not None and found_zeros is not None:
+            zeros[group] = found_zeros
+
+    def _round_step(self, values: Array, codes: Array, start: int, stop: int, scales: Array, zeros: Array | None) -> Array:
+        """Rounds columns start … stop; returns their errors over U's diagonal [columns, R]."""
+        errors = np.empty((stop - start, values.shape[1]), np.float32)
+        for j in range(start, stop):
+            codes[j], rounded = self._column(values[j], scales, zeros)
+            error = errors[j - start]
+            np.subtract(values[j], rounded, out=error)
+            error /= self._factor[j, j]
+            if j + 1 < stop:
+                values[j + 1 : stop] -= self._factor[j, j + 1 : stop, None] * error
+        return errors
+
+
+def _integer_column(fmt: Format) -> Column:
+    table = INTEGERS[fmt.dtype]
+
+    def column(values: Array, scales: Array, zeros: Array | None) -> tuple[Array, Array]:
+        zero = np.float32(table.zero) if zeros is None else zeros.astype(np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            steps = np.where(scales == 0, np.float32(0), values / scales)
+        q = np.clip(np.rint(steps) + zero, 0, table.max_code)
+        return q.astype(np.uint8), (q - zero) * scales
+
+    return column
+
+
+def _float_column(fmt: Format) -> Column:
+    limit = largest_value(fmt)
+
+    def column(values: Array, scales: Array, zeros: Array | None) -> tuple[Array, Array]:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            scaled = np.where(scales == 0, np.float32(0), values / scales)
+        q = nearest_float(fmt.dtype, np.clip(scaled, -limit, limit))
+        return q, FLOATS[fmt.dtype][q] * scales
+
+    return column
