@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import hashlib
 import logging
+import math
 import secrets
 import threading
 import time
@@ -28,12 +29,17 @@ _WAIT_MS = 1000
 """How long the dispatcher sleeps at most before it looks whether it should end."""
 
 
+_MAX_RETRY_AFTER_S = 60
+
+
 class EngineError(FmoError):
     """The engine did not take a request."""
 
 
 class QueueFull(EngineError):
-    """As many requests wait as the queue holds: try again later (HTTP 429)."""
+    """As many requests wait as the queue holds: try again later (HTTP 429), in about `retry_after_s` seconds."""
+
+    retry_after_s: int = 1
 
 
 class RequestTooLarge(EngineError, ValueError):
@@ -81,6 +87,7 @@ class Engine:
 
     `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
+    `ignores_nan`: a NaN score is a token that cannot be chosen, and a sample without any score ends with `stop`; else both are errors.
     `has_prefix_cache`: requests take the computed blocks of others whose tokens begin alike and whose `cache_salt` is the same.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """
@@ -95,6 +102,7 @@ class Engine:
         max_context_len: int,
         vocab_size: int,
         has_prefix_cache: bool = True,
+        ignores_nan: bool = False,
         on_batch_end: Callable[[], None] | None = None,
     ) -> None:
         from . import _core  # here, so that importing this module loads no native code
@@ -107,6 +115,7 @@ class Engine:
             max_context_len=max_context_len,
             vocab_size=vocab_size,
             has_prefix_cache=has_prefix_cache,
+            ignores_nan=ignores_nan,
         )
         self._scope_key = secrets.token_bytes(16)
         self._queue_full: type[Exception] = _core.QueueFullError
@@ -153,7 +162,7 @@ class Engine:
             try:
                 request_id: int = self._core.submit(prompt, params, first_mask, cache_scope=self._cache_scope(params.cache_salt))
             except self._queue_full as error:
-                raise QueueFull(str(error), where="max_queue_len", hint="send the request again later") from None
+                raise self._queue_full_error(str(error)) from None
             except self._too_large as error:
                 raise RequestTooLarge(str(error), where="prompt, max_tokens", hint="shorten one of them") from None
             except self._stopped as error:
@@ -192,6 +201,14 @@ class Engine:
         """Requests whose last output has not been delivered."""
         with self._lock:
             return len(self._requests)
+
+    def _queue_full_error(self, message: str) -> QueueFull:
+        """Says when half of those that wait now will have been served, at the mean speed so far."""
+        stats = self.stats()
+        seconds_per_sample = stats["busy_s"] / max(1, stats["num_finished_samples"])
+        error = QueueFull(message, where="max_queue_len", hint="send the request again later")
+        error.retry_after_s = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_requests"] / 2 * seconds_per_sample)))
+        return error
 
     def _cache_scope(self, cache_salt: str) -> tuple[int, int]:
         """128 bits that nobody outside this process can foresee; equal for equal salts."""

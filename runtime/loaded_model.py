@@ -35,6 +35,7 @@ FREE_MEMORY_SHARE = 0.25
 class EngineOptions:
     """`num_threads` 0: all that the process may use. `max_num_seqs`: samples at the same time. `max_num_tokens`: rows of one step.
 
+    `ignores_nan`: scores that are no numbers never end a request with an error.
     `has_prefix_cache`: computed prompts are kept and shared between requests that begin alike.
     `kv_cache_bytes` None: as much as `max_num_seqs` full contexts need, within FREE_MEMORY_SHARE. `kv_dtype` None: that of the artifact.
     """
@@ -46,6 +47,7 @@ class EngineOptions:
     kv_cache_bytes: int | None = None
     kv_dtype: str | None = None
     has_prefix_cache: bool = True
+    ignores_nan: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on
         max_context_len=artifact.max_context_len,
         vocab_size=artifact.vocab_size,
         has_prefix_cache=options.has_prefix_cache,
+        ignores_nan=options.ignores_nan,
         on_batch_end=on_batch_end,
     )
 

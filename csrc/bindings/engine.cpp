@@ -181,14 +181,13 @@ class PyEngine {
 
   // [(request_id, [row, ...]), ...]: one entry per request, rows in order.
   nb::list take_events(int timeout_ms) {
-    std::vector<TokenEvent> events;
     {
       const nb::gil_scoped_release release;
-      events = loop_->take_events(timeout_ms);
+      loop_->take_events(timeout_ms, events_);
     }
     nb::list batches;
     std::unordered_map<int64_t, nb::list> rows_of;
-    for (const TokenEvent& event : events) {
+    for (const TokenEvent& event : events_) {
       auto [found, is_new] = rows_of.try_emplace(event.request_id);
       if (is_new) batches.append(nb::make_tuple(event.request_id, found->second));
       found->second.append(event_row(event));
@@ -214,6 +213,7 @@ class PyEngine {
     result["num_generated_tokens"] = stats.counters.num_generated_tokens;
     result["num_finished_samples"] = stats.counters.num_finished_samples;
     result["num_errors"] = stats.counters.num_errors;
+    result["num_bad_rows"] = stats.counters.num_bad_rows;
     result["last_step_s"] = static_cast<double>(stats.last_step_ns) * 1e-9;
     result["busy_s"] = static_cast<double>(stats.busy_ns) * 1e-9;
     result["heartbeat_age_s"] = loop_->heartbeat_age_s();
@@ -223,6 +223,7 @@ class PyEngine {
  private:
   nb::object model_;
   std::unique_ptr<StepLoop> loop_;
+  std::vector<TokenEvent> events_;  // of the caller of take_events, one at a time
 };
 
 nb::tuple sample_token(const FloatRow& logits, const TokenIds& prompt, const TokenIds& output,
@@ -291,7 +292,7 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](PyEngine* self, nb::object model, int64_t max_num_seqs, int64_t max_num_tokens, int64_t max_queue_len,
-             int64_t max_context_len, int64_t vocab_size, bool has_prefix_cache) {
+             int64_t max_context_len, int64_t vocab_size, bool has_prefix_cache, bool ignores_nan) {
             EngineOptions options;
             options.scheduler.shares_prefixes = has_prefix_cache;
             options.scheduler.hash_seed = std::random_device()();
@@ -299,10 +300,12 @@ void bind_engine(nb::module_& m) {
             options.scheduler.max_num_tokens = max_num_tokens;
             options.max_context_len = max_context_len;
             options.vocab_size = vocab_size;
+            options.ignores_bad_scores = ignores_nan;
             new (self) PyEngine(std::move(model), options, max_queue_len);
           },
           nb::arg("model"), nb::kw_only(), nb::arg("max_num_seqs"), nb::arg("max_num_tokens"), nb::arg("max_queue_len"),
-          nb::arg("max_context_len"), nb::arg("vocab_size"), nb::arg("has_prefix_cache") = true)
+          nb::arg("max_context_len"), nb::arg("vocab_size"), nb::arg("has_prefix_cache") = true,
+          nb::arg("ignores_nan") = false)
       .def(
           "submit",
           [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask,

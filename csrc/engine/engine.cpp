@@ -46,6 +46,8 @@ Engine::Engine(const EngineOptions& options, ForwardFn forward)
   context_lens_.reserve(max_num_seqs);
   logit_rows_.reserve(max_num_seqs);
   block_tables_.resize(max_num_seqs * static_cast<size_t>(max_blocks_per_seq_));
+  events_.reserve(2 * max_num_seqs);
+  finished_ids_.reserve(2 * max_num_seqs);
 }
 
 // The last token is never computed, so it needs no place in the cache.
@@ -246,8 +248,12 @@ void Engine::sample_chunk(Sequence& sequence, const float* logits) {
   input.params = &request.params;
   input.seed = request.params.seeds[static_cast<size_t>(sequence.sample_idx)];
   if (request.params.is_constrained) input.allowed_bits = sequence.mask;
+  input.ignores_bad_scores = options_.ignores_bad_scores;
   sampler_.sample(input, sample_);
+  counters_.num_bad_rows += sample_.is_bad_row;
+  sequence.has_bad_rows |= sample_.is_bad_row;
   if (!sample_.error.empty()) {
+    if (sample_.is_bad_row && options_.ignores_bad_scores) return end_without_token(sequence, FinishReason::stop, {});
     end_without_token(
         sequence, FinishReason::error,
         std::string(sample_.error) + " (output token " + std::to_string(num_output_tokens(sequence)) + ")");
@@ -271,7 +277,7 @@ void Engine::sample_chunk(Sequence& sequence, const float* logits) {
 
 void Engine::finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event) {
   Request& request = *sequence.request;
-  scheduler_.finish(sequence, reason != FinishReason::error);
+  scheduler_.finish(sequence, reason != FinishReason::error && !sequence.has_bad_rows);
   event.request_id = request.id;
   event.sample_idx = sequence.sample_idx;
   event.num_cached_tokens = sequence.num_cached;

@@ -7,7 +7,8 @@
 //   finish_step()   sample, apply the stop rules, emit events
 //
 // A bad row (NaN) ends its request; a model that throws ends the requests of that batch; the engine goes on in both
-// cases.
+// cases. After warm-up a step allocates nothing, unless log-probabilities are asked for, a sample ends with an error or
+// an answer outgrows the room that its request came with (kReservedOutputTokens).
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,9 @@ struct EngineOptions {
   SchedulerOptions scheduler;
   int64_t max_context_len = 0;  // prompt + output
   int64_t vocab_size = 0;
+  // A logit that is NaN counts as a token that cannot be chosen, and a row without any number ends its sample with
+  // FinishReason::stop. Else both end it with an error. Never is a token chosen by a NaN.
+  bool ignores_bad_scores = false;
 };
 
 // The request can never run here. The message says which limit it exceeds.
@@ -63,6 +67,7 @@ struct EngineCounters {
   int64_t num_generated_tokens = 0;
   int64_t num_finished_samples = 0;  // for any reason
   int64_t num_errors = 0;            // samples that ended with FinishReason::error
+  int64_t num_bad_rows = 0;          // sampled rows with a NaN, a +infinity or no finite score
 };
 
 class Engine {
@@ -99,6 +104,7 @@ class Engine {
   bool is_stalled() const { return is_stalled_; }
   std::vector<TokenEvent>& events() { return events_; }  // of all steps since the caller last cleared it
   const Scheduler& scheduler() const { return scheduler_; }
+  std::span<const Chunk> chunks() const { return chunks_; }  // of the step in flight
   const EngineCounters& counters() const { return counters_; }
 
  private:

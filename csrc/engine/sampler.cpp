@@ -31,6 +31,7 @@ struct MoreLikely {
 
 Sampler::Sampler(int64_t vocab_size)
     : vocab_size_(vocab_size),
+      cleaned_(static_cast<size_t>(vocab_size)),
       processed_(static_cast<size_t>(vocab_size)),
       scaled_(static_cast<size_t>(vocab_size)),
       weights_(static_cast<size_t>(vocab_size)),
@@ -43,11 +44,22 @@ void Sampler::sample(const SampleInput& input, SampleResult& result) {
   result.top_logprobs.clear();
   const std::span<const float> raw(input.logits, static_cast<size_t>(vocab_size_));
   const RowMax raw_max = row_max(raw);
-  if (raw_max.has_nan || !std::isfinite(raw_max.value)) {
-    result.error = raw_max.has_nan ? "the model computed a NaN for this token"
-                                   : "the model computed no finite score for this token";
-    return;
-  }
+  result.is_bad_row = raw_max.has_nan || !std::isfinite(raw_max.value);
+  if (!result.is_bad_row) return sample_sound_row(input, raw_max.value, result);
+  result.error =
+      raw_max.has_nan ? "the model computed a NaN for this token" : "the model computed no finite score for this token";
+  if (!input.ignores_bad_scores) return;
+  std::ranges::transform(raw, cleaned_.begin(), [](float logit) { return std::isfinite(logit) ? logit : kMasked; });
+  const float cleaned_max = row_max(cleaned_).value;
+  if (!std::isfinite(cleaned_max)) return;
+  result.error = {};
+  SampleInput cleaned = input;
+  cleaned.logits = cleaned_.data();
+  sample_sound_row(cleaned, cleaned_max, result);
+}
+
+void Sampler::sample_sound_row(const SampleInput& input, float raw_max, SampleResult& result) {
+  const std::span<const float> raw(input.logits, static_cast<size_t>(vocab_size_));
   const SamplingParams& params = *input.params;
   const auto output_idx = static_cast<size_t>(num_outputs(input));
   if (output_idx < params.forced_tokens.size()) {
@@ -56,7 +68,7 @@ void Sampler::sample(const SampleInput& input, SampleResult& result) {
     const bool is_processed = has_processors(input);
     if (is_processed) copy_and_process(input);
     const std::span<const float> logits = is_processed ? std::span<const float>(processed_) : raw;
-    const float max_logit = is_processed ? row_max(logits).value : raw_max.value;
+    const float max_logit = is_processed ? row_max(logits).value : raw_max;
     if (!std::isfinite(max_logit)) {
       result.error = max_logit == kMasked
                          ? "every token is excluded by bad words, n-gram, minimum length or output format"
@@ -66,7 +78,7 @@ void Sampler::sample(const SampleInput& input, SampleResult& result) {
     result.token_id = params.temperature > 0.0 ? draw(input, logits.data(), max_logit)
                                                : static_cast<int32_t>(first_index_of(logits, max_logit));
   }
-  if (params.num_logprobs) add_logprobs(input, raw_max.value, result);
+  if (params.num_logprobs) add_logprobs(input, raw_max, result);
 }
 
 bool Sampler::has_processors(const SampleInput& input) const {

@@ -15,7 +15,8 @@
 // at least the threshold.
 //
 // Log-probabilities are those of the raw logits, before any penalty. A row with a NaN, a +infinity or no finite value
-// is an error.
+// is an error; with `ignores_bad_scores`, a NaN or +infinity is a token that is never chosen, and only a row without a
+// finite value is an error.
 #pragma once
 
 #include <cstdint>
@@ -35,12 +36,14 @@ struct SampleInput {
   const SamplingParams* params = nullptr;
   uint64_t seed = 0;
   std::span<const uint32_t> allowed_bits;  // bit t%32 of word t/32: token t is allowed; empty: all are
+  bool ignores_bad_scores = false;
 };
 
 struct SampleResult {
   int32_t token_id = 0;
   float logprob = 0.0f;                                 // set when params.num_logprobs is
   std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first, ties: lowest id
+  bool is_bad_row = false;                              // the logits hold a NaN, a +infinity or no finite value
   std::string_view error;                               // empty, or why there is no token (static text)
 };
 
@@ -58,6 +61,7 @@ class Sampler {
     int32_t token_id;
   };
 
+  void sample_sound_row(const SampleInput& input, float raw_max, SampleResult& result);
   bool has_top_k(const SamplingParams& params) const;
   bool has_processors(const SampleInput& input) const;
   void copy_and_process(const SampleInput& input);
@@ -83,6 +87,7 @@ class Sampler {
   void add_logprobs(const SampleInput& input, float max_logit, SampleResult& result);
 
   int64_t vocab_size_;
+  std::vector<float> cleaned_;    // [vocab_size] logits whose bad scores are masked
   std::vector<float> processed_;  // [vocab_size] logits after penalties and masks
   std::vector<float> piece_max_;  // scratch of kth_largest_bound
   std::vector<float> scaled_;     // [vocab_size] (logit - max) / temperature

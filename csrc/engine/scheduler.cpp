@@ -37,6 +37,7 @@ void Scheduler::add(Request& request) {
 std::span<const Chunk> Scheduler::schedule() {
   chunks_.clear();
   budget_ = options_.max_num_tokens;
+  make_room_for_oldest();
   schedule_decodes();
   schedule_prefills();
   admit_waiting();
@@ -46,6 +47,21 @@ std::span<const Chunk> Scheduler::schedule() {
 void Scheduler::mark_computed(const Chunk& chunk) {
   chunk.sequence->num_computed += chunk.num_tokens;
   publish_full_blocks(*chunk.sequence);
+}
+
+// What was admitted while the oldest waited for its sibling gives way.
+void Scheduler::make_room_for_oldest() {
+  if (waiting_.empty() || running_.empty()) return;
+  Sequence& oldest = **waiting_.begin();
+  auto is_overtaken = [&] { return !running_.empty() && Older{}(&oldest, running_.back()); };
+  if (!is_overtaken()) return;
+  find_prefix(oldest);
+  if (waits_for_sibling(oldest, static_cast<int64_t>(prefix_.size()))) return;
+  while (is_overtaken() && (num_running() == options_.max_num_seqs || !fits(oldest, prefix_)))
+    preempt(*running_.back());
+  if (num_running() == options_.max_num_seqs || !fits(oldest, prefix_)) return;
+  oldest.place = waiting_.extract(waiting_.begin());
+  admit(oldest);
 }
 
 void Scheduler::schedule_chunk(Sequence& sequence) {
@@ -84,6 +100,7 @@ void Scheduler::admit_waiting() {
     if (!fits(sequence, prefix_)) return;
     sequence.place = waiting_.extract(next++);
     admit(sequence);
+    schedule_chunk(sequence);
   }
 }
 
@@ -147,7 +164,6 @@ void Scheduler::admit(Sequence& sequence) {
   if (!request.is_started) --num_unstarted_requests_;
   request.is_started = true;
   --request.num_waiting_samples;
-  schedule_chunk(sequence);
 }
 
 void Scheduler::preempt(Sequence& sequence) {

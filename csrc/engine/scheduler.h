@@ -1,14 +1,16 @@
 // Decides what each step computes: iteration-level batching with chunked prefill on paged blocks. Deterministic: no
 // clock, no randomness.
 //
-//   1. every decoding sequence gets one row, oldest first; out of blocks, the youngest running sequence is preempted
-//   2. sequences with more to compute get chunks of what is left of the row budget, oldest first
-//   3. waiting sequences are admitted, oldest first, when blocks for all their tokens are free beside one spare block
+//   1. if the oldest waiting sequence is older than some that run, those are preempted until it fits
+//   2. every decoding sequence gets one row, oldest first; out of blocks, the youngest running sequence is preempted
+//   3. sequences with more to compute get chunks of what is left of the row budget, oldest first
+//   4. waiting sequences are admitted, oldest first, when blocks for all their tokens are free beside one spare block
 //   per running sequence
 //
 // Nothing overtakes the oldest waiting sequence, and the oldest running one is never preempted, so every request ends.
-// Two exceptions to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and
-// lets others pass, and so does a constrained sample whose mask is not there yet.
+// One exception to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and lets
+// others pass, which make room again when the blocks are ready (1). A constrained sample whose mask is not there yet
+// keeps its place but gets no rows.
 //
 // Full blocks are published to the prefix cache as soon as they are computed, prompt or answer; a sequence that is
 // admitted, for the first time or after a preemption, starts with what the cache knows of its tokens. The last token is
@@ -69,6 +71,7 @@ class Scheduler {
   void check_invariants() const;
 
  private:
+  void make_room_for_oldest();
   void schedule_chunk(Sequence& sequence);
   void schedule_decodes();
   void schedule_prefills();

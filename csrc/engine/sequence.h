@@ -50,6 +50,7 @@ struct Sequence {
   std::vector<uint32_t> mask;
   int64_t mask_position = -1;
   bool is_waiting_for_mask = false;
+  bool has_bad_rows = false;  // some of its logits were no numbers: what led to them is not kept for others
 
   int64_t num_tokens() const { return static_cast<int64_t>(tokens.size()); }
   int64_t num_pending() const { return num_tokens() - num_computed; }

@@ -118,16 +118,15 @@ bool StepLoop::step() {
   return has_stepped;
 }
 
-std::vector<TokenEvent> StepLoop::take_events(int timeout_ms) {
+void StepLoop::take_events(int timeout_ms, std::vector<TokenEvent>& events) {
+  events.clear();
   pollfd poll_fd{event_fd_, POLLIN, 0};
   while (poll(&poll_fd, 1, timeout_ms) < 0 && errno == EINTR) {
   }
-  std::vector<TokenEvent> events;
   const std::lock_guard lock(outbox_mutex_);
   uint64_t count = 0;
   [[maybe_unused]] const ssize_t num_read = read(event_fd_, &count, sizeof(count));  // empty: nothing to clear
   events.swap(outbox_);
-  return events;
 }
 
 EngineStats StepLoop::stats() const {

@@ -73,8 +73,9 @@ class StepLoop {
   // One step on the calling thread, for a loop that was not started. False: there was nothing to do.
   bool step();
 
-  // Moves all events out, waiting up to `timeout_ms` for the first. One caller at a time.
-  std::vector<TokenEvent> take_events(int timeout_ms);
+  // Replaces `events` by all new ones, waiting up to `timeout_ms` for the first. One caller at a time; one that passes
+  // the same vector again lets its memory be used again.
+  void take_events(int timeout_ms, std::vector<TokenEvent>& events);
   void wake();  // lets a waiting take_events return, with or without events
   int event_fd() const { return event_fd_; }
 

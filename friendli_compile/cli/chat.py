@@ -27,7 +27,7 @@ COMMANDS = "/exit leaves · /clear forgets the conversation · Ctrl-C stops an a
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--system", help="A system message before the conversation.")
 @sampling_options
-@engine_options
+@engine_options(max_batch_size=64)
 def chat(artifact: Path, system: str | None, **options: Any) -> None:
     """Chat with the model of ARTIFACT. `/exit` or Ctrl-D leaves, Ctrl-C stops the answer, `/clear` forgets the conversation."""
     params = sampling_params(options)

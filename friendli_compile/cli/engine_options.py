@@ -45,11 +45,13 @@ kv_cache_dtype_option = click.option(
 )
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --num-threads, --max-batch-size, --max-num-tokens-per-step, --kv-cache-memory, --kv-cache-dtype and --prefix-cache."""
+def engine_options(*, max_batch_size: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator that adds the options; `max_batch_size` is the default of --max-batch-size."""
     options = [
         click.option("--num-threads", type=click.IntRange(min=0), default=0, help="CPU threads. 0: all that the process may use."),
-        click.option("--max-batch-size", type=click.IntRange(min=1), default=64, show_default=True, help="Sequences at the same time."),
+        click.option(
+            "--max-batch-size", type=click.IntRange(min=1), default=max_batch_size, show_default=True, help="Sequences at the same time."
+        ),
         click.option(
             "--max-num-tokens-per-step",
             type=click.IntRange(min=1),
@@ -70,6 +72,10 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Keep computed prompts and share them between requests that begin alike.",
         ),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add

@@ -23,7 +23,7 @@ Examples:
 @click.argument("prompt")
 @click.option("--chat", "as_chat", is_flag=True, help="Send the prompt as a user's message through the chat template.")
 @sampling_options
-@engine_options
+@engine_options(max_batch_size=64)
 def run(artifact: Path, prompt: str, as_chat: bool, **options: Any) -> None:
     """Answer PROMPT once; `-` reads it from stdin. A plain prompt is continued: give --chat for models that follow instructions."""
     text = sys.stdin.read() if prompt == "-" else prompt

@@ -28,7 +28,7 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
     "--metrics-port", type=click.IntRange(0, 65535), default=8281, show_default=True, help="Prometheus text at /metrics; 0 as above."
 )
 @click.option("--served-model-name", help="The model's name in requests and answers. Default: that of the artifact.")
-@engine_options
+@engine_options(max_batch_size=384)
 @click.option(
     "--max-queue-len", type=click.IntRange(min=1), default=1024, show_default=True, help="Requests that may wait; more get a 429."
 )
@@ -37,6 +37,13 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
 )
 @click.option(
     "--timeout-microseconds", type=click.IntRange(min=0), default=0, show_default=True, help="Longest time per request; 0: no limit."
+)
+@click.option(
+    "--ignore-nan-error",
+    type=bool,
+    default=False,
+    show_default=True,
+    help="A score that is NaN counts as a token that cannot be chosen, and the answer ends where no score is left. Else: error 400.",
 )
 @click.option(
     "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds that running requests get at the end."
@@ -60,6 +67,7 @@ def serve(
     max_queue_len: int,
     num_request_threads: int,
     timeout_microseconds: int,
+    ignore_nan_error: bool,
     drain_timeout: float,
     tokenizer_add_special_tokens: bool,
     tokenizer_skip_special_tokens: bool,
@@ -92,6 +100,7 @@ def serve(
             kv_cache_bytes=engine["kv_cache_memory"],
             kv_dtype=engine["kv_dtype"],
             has_prefix_cache=engine["prefix_cache"],
+            ignores_nan=ignore_nan_error,
         ),
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
         app=AppOptions(

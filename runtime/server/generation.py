@@ -112,7 +112,9 @@ class Generation:
                 self.usage.num_prompt_tokens += len(prompt.token_ids)
         except QueueFull as error:
             self.metrics.failures_by_reject.add()
-            raise ApiError(429, f"the server is busy: {error}", code="queue_full", headers=(("retry-after", "1"),)) from None
+            raise ApiError(
+                429, f"the server is busy: {error}", code="queue_full", headers=(("retry-after", str(error.retry_after_s)),)
+            ) from None
         except RequestTooLarge as error:
             self.metrics.failures_by_reject.add()
             raise invalid_value(str(error), None, code="request_too_large") from None

@@ -117,10 +117,12 @@ bool run() {
   for (int producer = 0; producer < kNumProducers; ++producer) producers.emplace_back(produce, producer);
   loop.start();
   std::map<std::pair<int64_t, int32_t>, Outcome> outcomes;
+  std::vector<fmo::TokenEvent> events;
   int64_t num_ended = 0;
   bool is_good = true;
   while (num_producing > 0 || num_ended < num_samples) {
-    for (fmo::TokenEvent& event : loop.take_events(10)) {
+    loop.take_events(10, events);
+    for (fmo::TokenEvent& event : events) {
       Outcome& outcome = outcomes[{event.request_id, event.sample_idx}];
       if (outcome.reason != fmo::FinishReason::none) is_good = fail("a sample gave something after its end");
       if (event.token_id) outcome.tokens.push_back(*event.token_id);

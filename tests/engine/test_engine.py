@@ -241,3 +241,15 @@ print("bye", flush=True)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, *sys.path])}
     result = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert (result.returncode, result.stdout) == (0, "bye\n"), result.stderr
+
+
+@pytest.mark.parametrize(("num_finished", "busy_s", "expected"), [(0, 0.0, 1), (10, 5.0, 1), (10, 50.0, 5), (10, 5000.0, 60)])
+def test_who_is_refused_hears_when_half_of_the_queue_will_have_been_served(monkeypatch, num_finished, busy_s, expected):
+    engine = make_engine(max_queue_len=2)
+    for _ in range(2):
+        engine.submit([1], SamplingParams(max_tokens=2), Collector())
+    speed = {"num_finished_samples": num_finished, "busy_s": busy_s}
+    monkeypatch.setattr(engine, "stats", lambda: {**type(engine).stats(engine), **speed})
+    with pytest.raises(QueueFull) as refusal:
+        engine.submit([1], SamplingParams(max_tokens=2), Collector())
+    assert refusal.value.retry_after_s == expected

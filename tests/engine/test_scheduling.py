@@ -313,3 +313,39 @@ def test_the_queue_is_bounded_and_takes_more_when_requests_start():
 def test_options_that_cannot_work_are_refused(option, value, message):
     with pytest.raises(ValueError, match=message):
         ManualEngine(HashModel(num_blocks=4), **{option: value})
+
+
+@pytest.mark.parametrize("bad_value", [np.nan, np.inf])
+def test_bad_scores_that_are_ignored_are_never_chosen_and_a_row_without_any_other_ends_the_sample(bad_value):
+    class PoisonedModel(HashModel):
+        def logits(self, history):
+            logits = super().logits(history)
+            logits[np.argmax(logits)] = bad_value
+            if len(history) == 9:
+                logits[:] = bad_value
+            return logits
+
+    model = PoisonedModel(num_blocks=32)
+    engine = ManualEngine(model, ignores_nan=True)
+    request_id = engine.submit([8, 1, 2], SamplingParams(temperature=0.0, max_tokens=20))
+    engine.run()
+    answer = engine.answers[request_id, 0]
+    assert (len(answer.tokens), answer.finish_reason, answer.error) == (6, "stop", None)
+    for idx, token_id in enumerate(answer.tokens):
+        assert token_id == np.argsort(HashModel.logits(model, (8, 1, 2, *answer.tokens[:idx])))[-2], "the best of the others"
+    assert engine.stat("num_bad_rows") == 7
+    assert engine.stat("num_unused_blocks") == 0, "what led to bad rows is not kept for others"
+
+
+def test_a_sample_that_let_others_pass_takes_its_place_back():
+    engine = ManualEngine(HashModel(num_blocks=16, block_size=2), max_num_seqs=3, max_num_tokens=8, max_context_len=30)
+    first = engine.submit(list(range(10)), SamplingParams(n=2, seed=1, max_tokens=12))  # sample 1 waits for the prefill of sample 0
+    engine.step()
+    young = [engine.submit([20 + idx] * 3, SamplingParams(temperature=0.0, max_tokens=20)) for idx in range(2)]
+    steps_to_first_end = 0
+    while engine.answers[first, 0].finish_reason is None or engine.answers[first, 1].finish_reason is None:
+        assert engine.step()
+        steps_to_first_end += 1
+    assert steps_to_first_end <= 16
+    assert all(engine.answers[request_id, 0].finish_reason is None for request_id in young)
+    engine.run()

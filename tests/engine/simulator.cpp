@@ -1,0 +1,587 @@
+// A seeded simulation of the engine: the real step loop, scheduler, block pool, prefix tree, sampler and stop rules on
+// random request streams, with a model whose logits are a hash of what it finds in the KV blocks. Time is the number
+// of steps; nothing depends on a clock or on threads, so a seed is a complete description of a run.
+//
+//   simulator FIRST_SEED NUM_SEEDS [--trace]
+//
+// What happens: bursts of requests with common heads, conversations that go on, several scopes (tenants, adapters),
+// n > 1, constrained samples whose masks come late, cancellations before and during the model's run, deadlines, a full
+// queue, too few blocks, allocations that fail at submit, a model that throws, scores that are NaN.
+// What must hold, every step: the invariants of the scheduler; no sequence reads a cell that another scope, a later
+// step or another token filled; every token is the one that its sample gets alone, from a reference that uses only the
+// sampler; every sample ends exactly once, and for the right reason; what was cancelled ends in that step; the oldest
+// request finishes within 3 times its fair share of steps. At the end everything has ended and no block is used.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <map>
+#include <new>
+#include <set>
+#include <string>
+
+#include "engine/random.h"
+#include "engine/step_loop.h"
+
+// ---- allocations that fail on demand ----
+
+namespace {
+int64_t g_allocations_left = -1;  // before one fails; -1: none does
+}  // namespace
+
+void* operator new(size_t num_bytes) {
+  if (g_allocations_left == 0) throw std::bad_alloc();
+  if (g_allocations_left > 0) --g_allocations_left;
+  void* memory = std::malloc(num_bytes);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
+namespace {
+
+using fmo::FinishReason;
+using fmo::mix_bits;
+
+constexpr int64_t kVocabSize = 24;
+constexpr int64_t kMaxSteps = 20000;
+constexpr int32_t kEos = 3;
+
+struct Violation : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+void require(bool holds, const std::string& what) {
+  if (!holds) throw Violation(what);
+}
+
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(mix_bits(seed + 1)) {}
+  int64_t below(int64_t end) { return static_cast<int64_t>(next() % static_cast<uint64_t>(end)); }
+  int64_t between(int64_t first, int64_t last) { return first + below(last - first + 1); }
+  bool chance(double probability) { return static_cast<double>(next() >> 11) * 0x1p-53 < probability; }
+  template <typename T>
+  T pick(std::initializer_list<T> choices) {
+    return choices.begin()[below(static_cast<int64_t>(choices.size()))];
+  }
+
+ private:
+  uint64_t next() { return mix_bits(state_ += 0x9e3779b97f4a7c15ull); }
+  uint64_t state_;
+};
+
+// ---- what the model computes from a history ----
+
+uint64_t hash_of_scope(int64_t scope) { return mix_bits(static_cast<uint64_t>(scope) + 77); }
+uint64_t with_token(uint64_t hash, int32_t token_id) {
+  return mix_bits(hash + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(token_id + 1));
+}
+
+// One history in `nan_period` has a NaN, every fourth of those nothing else; 0: none has.
+void fill_logits(uint64_t hash, uint64_t nan_period, float* logits) {
+  for (int64_t token = 0; token < kVocabSize; ++token) {
+    logits[token] = static_cast<float>(mix_bits(hash + static_cast<uint64_t>(token)) >> 40) * 0x1p-22f;
+  }
+  if (nan_period == 0 || hash % nan_period != 0) return;
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  if (hash / nan_period % 4 == 0) {
+    std::fill_n(logits, kVocabSize, kNan);
+  } else {
+    logits[hash / nan_period % kVocabSize] = kNan;
+  }
+}
+
+uint32_t mask_of(uint64_t hash) {
+  const auto bits = static_cast<uint32_t>(mix_bits(hash ^ 0xabcdef) & mix_bits(hash ^ 0x123456));
+  return (bits | 1u << (hash % kVocabSize)) & ((1u << kVocabSize) - 1);
+}
+
+// ---- requests and the answers they must get ----
+
+struct Sample {
+  uint64_t history_hash = 0;
+  std::vector<int32_t> output;
+  bool is_open = true;
+  bool must_be_cancelled = false;  // by the end of this step
+  bool must_fail = false;          // the model threw while it was in the batch
+  bool waits_for_mask = false;
+};
+
+struct Asked {
+  fmo::SamplingParams params;
+  std::vector<int32_t> prompt;
+  int64_t scope = 0;
+  int64_t max_total_len = 0;
+  int64_t deadline_step = -1;
+  std::vector<Sample> samples;
+  int64_t steps_as_oldest = -1;
+  double fair_share_steps = 0.0;
+
+  bool is_open() const {
+    return std::ranges::any_of(samples, [](const Sample& sample) { return sample.is_open; });
+  }
+};
+
+struct Expected {
+  std::optional<int32_t> token_id;
+  FinishReason reason = FinishReason::none;
+};
+
+// ---- one seed ----
+
+struct Setting {
+  fmo::EngineOptions engine;
+  int64_t max_queue_len = 0;
+  uint64_t nan_period = 0;
+  double throw_rate = 0.0;
+  double cancel_rate = 0.0;
+  int64_t num_requests = 0;
+  int64_t num_scopes = 1;
+  int64_t max_mask_delay = 0;
+};
+
+Setting random_setting(Random& random) {
+  Setting setting;
+  auto& scheduler = setting.engine.scheduler;
+  scheduler.block_size = random.pick<int64_t>({1, 2, 4, 4, 8});
+  scheduler.num_blocks = std::max<int64_t>(2, random.between(16, 64) / scheduler.block_size);
+  scheduler.max_num_seqs = random.between(1, 7);
+  scheduler.max_num_tokens = scheduler.max_num_seqs + random.between(0, 12);
+  scheduler.shares_prefixes = random.chance(0.85);
+  scheduler.hash_seed = static_cast<uint64_t>(random.below(1 << 30));
+  setting.engine.max_context_len = random.between(8, 48);
+  setting.engine.vocab_size = kVocabSize;
+  setting.engine.ignores_bad_scores = random.chance(0.3);
+  setting.max_queue_len = random.between(1, 12);
+  setting.nan_period = random.pick<uint64_t>({0, 0, 40, 300});
+  setting.throw_rate = random.pick({0.0, 0.0, 0.02});
+  setting.cancel_rate = random.pick({0.0, 0.02, 0.1});
+  setting.num_requests = random.between(3, 24);
+  setting.num_scopes = random.pick<int64_t>({1, 2, 4});
+  setting.max_mask_delay = random.pick<int64_t>({0, 2, 6});
+  return setting;
+}
+
+class Simulation {
+ public:
+  Simulation(uint64_t seed, bool has_trace)
+      : random_(seed),
+        has_trace_(has_trace),
+        setting_(random_setting(random_)),
+        cells_(static_cast<size_t>(setting_.engine.scheduler.num_blocks * setting_.engine.scheduler.block_size)),
+        sampler_(kVocabSize),
+        loop_(setting_.engine, setting_.max_queue_len, [this](const fmo::Batch& batch) { return forward(batch); }) {
+    for (std::vector<int32_t>& head : heads_) {
+      head.resize(static_cast<size_t>(setting_.engine.max_context_len));
+      for (int32_t& token_id : head) token_id = random_token();
+    }
+  }
+
+  void run() {
+    while (num_asked_ < setting_.num_requests || num_open() > 0) {
+      require(++step_ < kMaxSteps, "still busy after " + std::to_string(kMaxSteps) + " steps");
+      if (num_asked_ < setting_.num_requests && random_.chance(0.35)) submit_burst();
+      expire_deadlines();
+      if (random_.chance(setting_.cancel_rate)) cancel_something();
+      if (random_.chance(0.5)) deliver_masks();
+      has_thrown_ = false;
+      loop_.step();
+      loop_.engine().scheduler().check_invariants();
+      take_events();
+      check_ends();
+      watch_the_oldest();
+    }
+    require(!loop_.step(), "there is still something to do when everything has ended");
+    const fmo::EngineStats stats = loop_.stats();
+    require(stats.num_used_blocks == 0 && stats.num_running == 0 && stats.num_waiting == 0 &&
+                stats.num_queued_requests == 0,
+            "something is left when everything has ended");
+  }
+
+  std::string where() const { return "step " + std::to_string(step_); }
+  fmo::EngineStats stats() const { return loop_.stats(); }
+
+ private:
+  struct Cell {
+    int32_t token_id = -1;
+    int64_t scope = -1;
+    int64_t step = -1;
+  };
+  struct DueMask {
+    int64_t step;
+    int64_t request_id;
+    int32_t sample_idx;
+    int64_t position;
+    uint32_t bits;
+  };
+
+  int32_t random_token() { return static_cast<int32_t>(random_.below(kVocabSize)); }
+  int64_t num_open() const {
+    return std::ranges::count_if(asked_, [](const auto& entry) { return entry.second.is_open(); });
+  }
+
+  template <typename... Args>
+  void trace(const char* format, Args... args) {
+    if (!has_trace_) return;
+    std::printf("%5lld  ", static_cast<long long>(step_));
+    std::printf(format, args...);
+    std::printf("\n");
+  }
+
+  // -- requests
+
+  std::vector<int32_t> random_prompt() {
+    const int64_t longest = loop_.max_total_len() - 1;
+    std::vector<int32_t> prompt;
+    if (!asked_.empty() && random_.chance(0.25)) {  // the next turn of a conversation
+      const Asked& before = std::next(asked_.begin(), random_.below(static_cast<int64_t>(asked_.size())))->second;
+      prompt = before.prompt;
+      prompt.insert(prompt.end(), before.samples[0].output.begin(), before.samples[0].output.end());
+    } else {
+      const auto& head = heads_[static_cast<size_t>(random_.below(3))];
+      prompt.assign(head.begin(), head.begin() + random_.below(static_cast<int64_t>(head.size())));
+    }
+    for (int64_t count = random_.below(4); count >= 0; --count) prompt.push_back(random_token());
+    if (static_cast<int64_t>(prompt.size()) > longest) prompt.resize(static_cast<size_t>(longest));
+    return prompt;
+  }
+
+  fmo::SamplingParams random_params(int64_t room) {
+    fmo::SamplingParams params;
+    params.temperature = random_.pick({0.0, 0.5, 1.5});
+    params.top_k = random_.pick<int64_t>({0, 0, 5});
+    params.top_p = random_.pick({1.0, 0.9});
+    params.repetition_penalty = random_.pick({1.0, 1.0, 1.3});
+    params.frequency_penalty = random_.pick({0.0, 0.0, 0.5});
+    params.no_repeat_ngram = random_.pick<int64_t>({0, 0, 0, 3});
+    params.max_tokens = random_.between(1, room);
+    if (random_.chance(0.7)) params.eos_token_ids = {kEos};
+    if (random_.chance(0.2)) params.stop_sequences = {{1, 2}, {5}};
+    if (random_.chance(0.1)) params.forced_tokens.assign(static_cast<size_t>(std::min<int64_t>(3, room)), kEos);
+    if (random_.chance(0.1)) params.min_tokens = random_.between(1, room);
+    for (int64_t count = random_.pick<int64_t>({1, 1, 1, 2, 4}); count > 0; --count) {
+      params.seeds.push_back(static_cast<uint64_t>(random_.below(1 << 30)));
+    }
+    return params;
+  }
+
+  void submit_burst() {
+    for (int64_t count = random_.pick<int64_t>({1, 1, 2, 6}); count > 0; --count) submit_one();
+  }
+
+  void submit_one() {
+    Asked asked;
+    asked.prompt = random_prompt();
+    asked.params = random_params(loop_.max_total_len() - static_cast<int64_t>(asked.prompt.size()));
+    asked.scope = random_.below(setting_.num_scopes);
+    asked.max_total_len = static_cast<int64_t>(asked.prompt.size()) + *asked.params.max_tokens;
+    if (random_.chance(0.1)) asked.deadline_step = step_ + random_.below(30);
+    uint64_t hash = hash_of_scope(asked.scope);
+    for (const int32_t token_id : asked.prompt) hash = with_token(hash, token_id);
+    asked.params.is_constrained = random_.chance(0.2);
+    if (asked.params.is_constrained) asked.params.first_mask = {mask_of(hash)};
+    asked.samples.resize(asked.params.seeds.size());
+    for (Sample& sample : asked.samples) sample.history_hash = hash;
+    ++num_asked_;
+
+    const bool is_full = loop_.stats().num_queued_requests >= setting_.max_queue_len;
+    const auto scope = static_cast<uint64_t>(asked.scope);
+    fmo::SamplingParams params = asked.params;
+    if (random_.chance(0.1)) g_allocations_left = random_.below(25);
+    std::optional<int64_t> request_id;
+    bool was_refused = false;
+    try {
+      request_id = loop_.submit(asked.prompt, std::move(params), {scope / 2, scope % 2});
+    } catch (const fmo::QueueFullError&) {
+      was_refused = true;
+    } catch (const std::bad_alloc&) {
+      g_allocations_left = -1;
+      trace("submit: out of memory");
+      return;
+    }
+    g_allocations_left = -1;
+    require(was_refused == is_full, "the queue was refused or not against its bound");
+    if (was_refused) return trace("submit: refused");
+    trace("submit: request %lld, prompt %zu, max_tokens %lld, n %zu, scope %lld%s", static_cast<long long>(*request_id),
+          asked.prompt.size(), static_cast<long long>(*asked.params.max_tokens), asked.samples.size(),
+          static_cast<long long>(asked.scope), asked.params.is_constrained ? ", constrained" : "");
+    asked_.emplace(*request_id, std::move(asked));
+  }
+
+  void cancel(int64_t request_id) {
+    trace("cancel: request %lld", static_cast<long long>(request_id));
+    for (Sample& sample : asked_.at(request_id).samples) sample.must_be_cancelled = sample.is_open;
+    loop_.cancel(request_id);
+  }
+
+  void cancel_something() {
+    if (asked_.empty()) return;
+    auto& [request_id, asked] = *std::next(asked_.begin(), random_.below(static_cast<int64_t>(asked_.size())));
+    if (random_.chance(0.5)) return cancel(request_id);
+    const auto sample_idx = static_cast<int32_t>(random_.below(static_cast<int64_t>(asked.samples.size())));
+    trace("cancel: request %lld sample %d", static_cast<long long>(request_id), sample_idx);
+    Sample& sample = asked.samples[static_cast<size_t>(sample_idx)];
+    sample.must_be_cancelled = sample.is_open;
+    loop_.cancel_sample(request_id, sample_idx);
+  }
+
+  void expire_deadlines() {
+    for (auto& [request_id, asked] : asked_) {
+      if (asked.deadline_step == step_) cancel(request_id);
+    }
+  }
+
+  void deliver_masks() {
+    std::erase_if(due_masks_, [this](const DueMask& due) {
+      if (due.step > step_) return false;
+      loop_.set_mask(due.request_id, due.sample_idx, due.position, {due.bits});
+      asked_.at(due.request_id).samples[static_cast<size_t>(due.sample_idx)].waits_for_mask = false;
+      return true;
+    });
+  }
+
+  // -- the model
+
+  fmo::LogitsView forward(const fmo::Batch& batch) {
+    const auto& scheduler = setting_.engine.scheduler;
+    require(batch.num_tokens <= scheduler.max_num_tokens && batch.num_seqs <= scheduler.max_num_seqs,
+            "a step has more rows or sequences than allowed");
+    if (random_.chance(setting_.cancel_rate)) cancel_something();
+    has_thrown_ = random_.chance(setting_.throw_rate);
+    logits_.assign(static_cast<size_t>(batch.num_logits * kVocabSize), 0.0f);
+    int32_t num_logits = 0;
+    for (int32_t seq = 0; seq < batch.num_seqs; ++seq) {
+      if (has_thrown_ && 2 * seq >= batch.num_seqs) break;  // half of the work is done when it fails
+      run_sequence(batch, seq, num_logits);
+    }
+    if (random_.chance(0.5)) deliver_masks();
+    if (has_thrown_) return fail();
+    require(num_logits == batch.num_logits, "a row of logits belongs to no sequence");
+    return {logits_.data(), kVocabSize};
+  }
+
+  fmo::LogitsView fail() {
+    trace("the model throws");
+    for (const fmo::Chunk& chunk : loop_.engine().chunks()) {
+      const fmo::Sequence& sequence = *chunk.sequence;
+      asked_.at(sequence.request->id).samples[static_cast<size_t>(sequence.sample_idx)].must_fail = true;
+    }
+    if (random_.chance(0.5)) throw std::bad_alloc();
+    throw std::runtime_error("planned failure");
+  }
+
+  void run_sequence(const fmo::Batch& batch, int32_t seq, int32_t& num_logits) {
+    const fmo::Sequence& sequence = *loop_.engine().chunks()[static_cast<size_t>(seq)].sequence;
+    const Asked& asked = asked_.at(sequence.request->id);
+    const Sample& sample = asked.samples[static_cast<size_t>(sequence.sample_idx)];
+    const int32_t* table = batch.block_tables + seq * batch.block_table_stride;
+    const int64_t block_size = setting_.engine.scheduler.block_size;
+    auto cell_of = [&](int64_t position) -> Cell& {
+      return cells_[static_cast<size_t>(table[position / block_size] * block_size + position % block_size)];
+    };
+    auto token_of = [&](int64_t position) {
+      const auto idx = static_cast<size_t>(position);
+      return idx < asked.prompt.size() ? asked.prompt[idx] : sample.output.at(idx - asked.prompt.size());
+    };
+    uint64_t hash = hash_of_scope(asked.scope);
+    for (int64_t position = 0; position < batch.context_lens[seq]; ++position) {
+      const Cell& cell = cell_of(position);
+      require(cell.scope == asked.scope, "a sequence reads what another scope has computed");
+      require(cell.step < step_, "a sequence reads what is being computed");
+      require(cell.token_id == token_of(position), "a sequence reads what belongs to another token");
+      hash = with_token(hash, cell.token_id);
+    }
+    for (int32_t row = batch.cu_seqlens[seq]; row < batch.cu_seqlens[seq + 1]; ++row) {
+      const int64_t position = batch.context_lens[seq] + row - batch.cu_seqlens[seq];
+      require(batch.position_ids[row] == position, "a row has the wrong position");
+      cell_of(position) = {batch.input_ids[row], asked.scope, step_};
+      hash = with_token(hash, batch.input_ids[row]);
+      if (num_logits == batch.num_logits || batch.logit_rows[num_logits] != row) continue;
+      fill_logits(hash, setting_.nan_period, logits_.data() + kVocabSize * num_logits++);
+    }
+  }
+
+  // -- what must come out
+
+  // The next output of a sample that runs alone.
+  Expected expected_next(const Asked& asked, const Sample& sample, int64_t sample_idx) {
+    std::vector<float> logits(kVocabSize);
+    fill_logits(sample.history_hash, setting_.nan_period, logits.data());
+    std::vector<int32_t> tokens = asked.prompt;
+    tokens.insert(tokens.end(), sample.output.begin(), sample.output.end());
+    const std::vector<uint32_t> mask{mask_of(sample.history_hash)};
+    fmo::SampleInput input;
+    input.logits = logits.data();
+    input.tokens = tokens;
+    input.num_prompt_tokens = static_cast<int64_t>(asked.prompt.size());
+    input.params = &asked.params;
+    input.seed = asked.params.seeds[static_cast<size_t>(sample_idx)];
+    if (asked.params.is_constrained) input.allowed_bits = mask;
+    const auto num_nan = std::ranges::count_if(logits, [](float logit) { return std::isnan(logit); });
+    const bool ignores = setting_.engine.ignores_bad_scores;
+    if (num_nan > 0 && !ignores) return {std::nullopt, FinishReason::error};
+    if (num_nan == kVocabSize) return {std::nullopt, FinishReason::stop};
+    std::ranges::replace_if(
+        logits, [](float logit) { return std::isnan(logit); }, -std::numeric_limits<float>::infinity());
+    fmo::SampleResult result;
+    sampler_.sample(input, result);
+    if (!result.error.empty()) return {std::nullopt, FinishReason::error};
+    tokens.push_back(result.token_id);
+    return {result.token_id, expected_end(asked, tokens)};
+  }
+
+  FinishReason expected_end(const Asked& asked, const std::vector<int32_t>& tokens) const {
+    const fmo::SamplingParams& params = asked.params;
+    const size_t num_outputs = tokens.size() - asked.prompt.size();
+    if (num_outputs >= params.forced_tokens.size()) {
+      if (!params.eos_token_ids.empty() && tokens.back() == kEos) return FinishReason::stop;
+      for (const auto& tail : params.stop_sequences) {
+        if (num_outputs >= tail.size() && std::equal(tail.rbegin(), tail.rend(), tokens.rbegin())) {
+          return FinishReason::stop;
+        }
+      }
+    }
+    return static_cast<int64_t>(tokens.size()) == asked.max_total_len ? FinishReason::length : FinishReason::none;
+  }
+
+  void take_events() {
+    loop_.take_events(0, events_);
+    for (const fmo::TokenEvent& event : events_) take(event);
+  }
+
+  void take(const fmo::TokenEvent& event) {
+    Asked& asked = asked_.at(event.request_id);
+    Sample& sample = asked.samples.at(static_cast<size_t>(event.sample_idx));
+    const std::string name =
+        "request " + std::to_string(event.request_id) + " sample " + std::to_string(event.sample_idx);
+    require(sample.is_open, name + " gave something after its end");
+    const char* reason = fmo::finish_reason_name(event.finish_reason);
+    trace("%s: token %d, %s", name.c_str(), event.token_id.value_or(-1), reason == nullptr ? "goes on" : reason);
+    if (event.finish_reason == FinishReason::cancelled) {
+      require(sample.must_be_cancelled && !event.token_id, name + " was cancelled by nobody");
+    } else if (event.finish_reason == FinishReason::error && sample.must_fail) {
+      require(!event.token_id && !event.error.empty(), name + " failed without saying why");
+    } else {
+      require(!sample.must_fail, name + " went on although the model failed");
+      const Expected expected = expected_next(asked, sample, event.sample_idx);
+      require(event.token_id == expected.token_id, name + " got another token than alone");
+      require(event.finish_reason == expected.reason, name + " ended for another reason than alone, or did not");
+    }
+    if (event.token_id) {
+      sample.output.push_back(*event.token_id);
+      sample.history_hash = with_token(sample.history_hash, *event.token_id);
+    }
+    sample.is_open = event.finish_reason == FinishReason::none;
+    if (!sample.is_open || !asked.params.is_constrained) return;
+    sample.waits_for_mask = true;
+    due_masks_.push_back({step_ + random_.between(0, setting_.max_mask_delay), event.request_id, event.sample_idx,
+                          static_cast<int64_t>(sample.output.size()), mask_of(sample.history_hash)});
+  }
+
+  void check_ends() {
+    for (auto& [request_id, asked] : asked_) {
+      for (Sample& sample : asked.samples) {
+        require(!sample.is_open || !sample.must_be_cancelled, "a cancelled sample did not end in the step");
+        require(!sample.is_open || !sample.must_fail, "a sample of a failed step did not end");
+        sample.must_be_cancelled = sample.must_fail = false;
+      }
+    }
+  }
+
+  // -- fairness
+
+  // A sequence has a right to 1 of max_num_seqs of the rows of each step, and to one token a step when it decodes.
+  double fair_share(const Asked& asked) const {
+    const auto& scheduler = setting_.engine.scheduler;
+    double num_steps = 0.0;
+    for (const Sample& sample : asked.samples) {
+      if (!sample.is_open) continue;
+      const auto num_rows = static_cast<double>(asked.prompt.size() + sample.output.size());
+      const auto num_left = static_cast<double>(*asked.params.max_tokens) - static_cast<double>(sample.output.size());
+      num_steps += std::ceil(num_rows * static_cast<double>(scheduler.max_num_seqs) /
+                             static_cast<double>(scheduler.max_num_tokens)) +
+                   num_left;
+    }
+    return num_steps;
+  }
+
+  void watch_the_oldest() {
+    const auto oldest = std::ranges::find_if(asked_, [](const auto& entry) { return entry.second.is_open(); });
+    if (oldest == asked_.end()) return;
+    Asked& asked = oldest->second;
+    if (asked.steps_as_oldest < 0) asked.fair_share_steps = fair_share(asked);
+    const bool waits =
+        std::ranges::any_of(asked.samples, [](const Sample& s) { return s.is_open && s.waits_for_mask; });
+    if (!waits) ++asked.steps_as_oldest;
+    if (asked.steps_as_oldest < 0) asked.steps_as_oldest = 0;
+    require(static_cast<double>(asked.steps_as_oldest) <= 3.0 * asked.fair_share_steps,
+            "request " + std::to_string(oldest->first) +
+                " is the oldest and has not finished after 3 times its fair share, " +
+                std::to_string(asked.fair_share_steps) + " steps");
+  }
+
+  Random random_;
+  const bool has_trace_;
+  const Setting setting_;
+  std::vector<Cell> cells_;
+  std::vector<int32_t> heads_[3];
+  std::map<int64_t, Asked> asked_;
+  std::vector<DueMask> due_masks_;
+  int64_t num_asked_ = 0;
+  int64_t step_ = 0;
+  bool has_thrown_ = false;
+  std::vector<float> logits_;
+  std::vector<fmo::TokenEvent> events_;
+  fmo::Sampler sampler_;
+  fmo::StepLoop loop_;
+};
+
+struct Totals {
+  int64_t num_steps = 0, num_tokens = 0, num_cached = 0, num_preemptions = 0, num_evictions = 0, num_errors = 0;
+
+  void add(const fmo::EngineStats& stats) {
+    num_steps += stats.counters.num_steps;
+    num_tokens += stats.counters.num_generated_tokens;
+    num_cached += stats.num_cached_tokens;
+    num_preemptions += stats.num_preemptions;
+    num_evictions += stats.num_evictions;
+    num_errors += stats.counters.num_errors;
+  }
+};
+
+bool run_seed(uint64_t seed, bool has_trace, Totals& totals) {
+  Simulation simulation(seed, has_trace);
+  try {
+    simulation.run();
+    totals.add(simulation.stats());
+    return true;
+  } catch (const std::exception& error) {
+    std::printf("seed %llu, %s: %s\nreplay: python tests/engine/simulate.py %llu 1 --trace\n",
+                static_cast<unsigned long long>(seed), simulation.where().c_str(), error.what(),
+                static_cast<unsigned long long>(seed));
+    return false;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: simulator FIRST_SEED NUM_SEEDS [--trace]\n");
+    return 2;
+  }
+  const uint64_t first_seed = std::strtoull(argv[1], nullptr, 10), num_seeds = std::strtoull(argv[2], nullptr, 10);
+  const bool has_trace = argc > 3 && std::string(argv[3]) == "--trace";
+  Totals totals;
+  for (uint64_t seed = first_seed; seed < first_seed + num_seeds; ++seed) {
+    if (!run_seed(seed, has_trace, totals)) return 1;
+  }
+  std::printf("steps %lld\ntokens %lld\ncached %lld\npreemptions %lld\nevictions %lld\nerrors %lld\n",
+              static_cast<long long>(totals.num_steps), static_cast<long long>(totals.num_tokens),
+              static_cast<long long>(totals.num_cached), static_cast<long long>(totals.num_preemptions),
+              static_cast<long long>(totals.num_evictions), static_cast<long long>(totals.num_errors));
+  return 0;
+}

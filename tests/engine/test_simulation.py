@@ -1,0 +1,106 @@
+"""The simulator of the engine: no seed may find anything, and every planted bug must be found."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .simulate import build
+
+SIMULATOR = Path(__file__).with_name("simulator.cpp")
+NUM_SEEDS = 3000
+NUM_SEEDS_FOR_PLANTS = 60_000
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
+    "a shared block is not counted": {"scheduler.cpp": [("    cache_.retain(block);\n", "")]},
+    "blocks are found in other scopes": {
+        "prefix_cache.cpp": [("mix_bits(hash_seed_ ^ scope.high) ^ scope.low", "mix_bits(hash_seed_)"), (" && known.scope == scope", "")]
+    },
+    "a finished sample keeps its blocks": {
+        "scheduler.cpp": [("if (!is_sound) forget_own_blocks(sequence);\n    release_blocks(sequence);", "")]
+    },
+    "a block is known before it is full": {
+        "scheduler.cpp": [
+            ("(sequence.num_published + 1) * options_.block_size <=", "(sequence.num_published + 1) * options_.block_size - 1 <=")
+        ]
+    },
+    "the last token is not computed": {"scheduler.cpp": [("tokens.first(tokens.size() - 1)", "tokens")]},
+    "the oldest is preempted": {"scheduler.cpp": [("Sequence& youngest = *running_.back();", "Sequence& youngest = *running_.front();")]},
+    "the youngest is admitted first": {
+        "scheduler.cpp": [("auto next = waiting_.begin();", "auto next = std::prev(waiting_.end(), waiting_.empty() ? 0 : 1);")]
+    },
+    "who let others pass does not come back": {
+        "scheduler.cpp": [("  make_room_for_oldest();\n  schedule_decodes();", "  schedule_decodes();")]
+    },
+    "a cancelled sample still gets its token": {"engine.cpp": [("if (is_cancelled) continue;", "")]},
+    "a cancelled request keeps a sample": {
+        "engine.cpp": [
+            (
+                "for (Sequence& sequence : found->second->samples) end_without_token(sequence, FinishReason::cancelled, {});",
+                "end_without_token(found->second->samples[0], FinishReason::cancelled, {});",
+            )
+        ]
+    },
+    "a missing mask is not noticed": {
+        "engine.cpp": [("sequence.mask_position != num_output_tokens(sequence)", "sequence.mask_position < 0")]
+    },
+    "what a failed step computed is kept": {
+        "engine.cpp": [
+            ("    if (!forward_error_.empty()) {", "    if (!forward_error_.empty()) {\n      scheduler_.mark_computed(chunk);"),
+            ("reason != FinishReason::error && !sequence.has_bad_rows", "true"),
+        ]
+    },
+    "a row of logits goes to the wrong sample": {
+        "engine.cpp": [("logits_.stride * logit_row++", "logits_.stride * (logit_row > 0 ? logit_row-- : logit_row++)")]
+    },
+    "a NaN gives a token": {"sampler.cpp": [("result.is_bad_row = raw_max.has_nan ||", "result.is_bad_row =")]},
+    "the queue holds one more": {"step_loop.cpp": [(">= max_queue_len_", "> max_queue_len_")]},
+    "an evicted block is still found": {"prefix_cache.cpp": [("  table_[hole] = kNoBlock;\n", "  table_[hole] = block;\n")]},
+}
+QUICK_PLANTS = ["a shared block is not counted", "blocks are found in other scopes"]
+
+
+def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program), *map(str, arguments)], capture_output=True, text=True, timeout=1800, check=False)
+
+
+def test_random_request_streams_break_no_invariant_and_change_no_token() -> None:
+    result = run(build(SIMULATOR), 0, NUM_SEEDS)
+    assert result.returncode == 0, result.stdout
+    totals = {name: int(value) for name, value in re.findall(r"(\w+) (\d+)", result.stdout)}
+    at_least = {
+        "steps": 20 * NUM_SEEDS,
+        "cached": 10 * NUM_SEEDS,
+        "evictions": NUM_SEEDS,
+        "preemptions": NUM_SEEDS // 4,
+        "errors": NUM_SEEDS // 10,
+    }
+    assert all(totals[name] >= count for name, count in at_least.items()), f"the streams are too tame: {totals}"
+
+
+def assert_is_found(plant: str) -> None:
+    result = run(build(SIMULATOR, PLANTS[plant]), 0, NUM_SEEDS_FOR_PLANTS)
+    assert result.returncode != 0, f"planted, but not found: {plant}"
+    if result.returncode == 1:  # else it crashed
+        assert re.search(r"seed \d+, step \d+: .+\nreplay: python tests/engine/simulate.py \d+ 1 --trace\n$", result.stdout)
+
+
+@pytest.mark.parametrize("plant", QUICK_PLANTS)
+def test_a_planted_bug_is_found(plant: str) -> None:
+    assert_is_found(plant)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plant", [plant for plant in PLANTS if plant not in QUICK_PLANTS])
+def test_every_planted_bug_is_found(plant: str) -> None:
+    assert_is_found(plant)
+
+
+@pytest.mark.slow
+def test_100000_random_request_streams_break_nothing() -> None:
+    result = run(build(SIMULATOR), 0, 100_000)
+    assert result.returncode == 0, result.stdout
