@@ -1,0 +1,98 @@
+"""Overload for 30 seconds in CI, for 10 minutes when asked (`pytest -m slow`); the detectors of leaks find those planted for them."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from server.served import Process, scripted_artifact, serve
+
+from .gauges import Held, leaks, memory_bytes, memory_slope
+from .soak import SERVE_OPTIONS, Report, soak
+
+SHORT_S, LONG_S = 30, 600
+MAX_BYTES_PER_REQUEST = 64
+ALLOCATOR_NOISE_BYTES = 512
+"""What a request may seem to leave behind in a run of half a minute: the allocator has not settled after a few thousand requests."""
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    running = serve(scripted_artifact(), *SERVE_OPTIONS)
+    yield running
+    running.stop()
+
+
+def check(report: Report, max_bytes_per_request: float) -> None:
+    """What holds on any machine: nothing wrong, nothing lost, nothing left behind."""
+    assert report.failures == []
+    assert report.num_whole and report.num_left and report.rejection_times_s, "the load did not do what it is meant to do"
+    assert report.num_whole + report.num_left + len(report.rejection_times_s) == report.num_requests
+    assert leaks(report.samples, max_bytes_per_request=max_bytes_per_request) == []
+
+
+def test_half_a_minute_of_overload_leaves_nothing_behind(process: Process) -> None:
+    check(asyncio.run(soak(process, SHORT_S)), ALLOCATOR_NOISE_BYTES)
+    assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_ten_minutes_of_overload_leave_nothing_behind_and_cost_no_throughput(process: Process) -> None:
+    calm = asyncio.run(soak(process, LONG_S / 10, overload=1))
+    report = asyncio.run(soak(process, LONG_S))
+    slope, rejected_s = memory_slope(report.samples), np.percentile(report.rejection_times_s, [50, 99, 100])
+    print(f"\n{report.num_requests} requests, {report.num_whole} whole, {report.num_left} left, {len(report.rejection_times_s)} rejected")
+    print(f"memory {slope:.1f} bytes a request; rejections {rejected_s} s; goodput {report.tokens_per_s / calm.tokens_per_s:.2f}")
+    check(report, MAX_BYTES_PER_REQUEST)
+    assert report.tokens_per_s >= 0.9 * calm.tokens_per_s
+    assert process.stop() == 0
+
+
+LEAKS = {
+    "memory": "held.append(bytearray(4096))",
+    "num_descriptors": "held.append(os.dup(0))",
+    "num_threads": "threading.Thread(target=threading.Event().wait, daemon=True).start()",
+}
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_the_detectors_find_a_planted_leak(kind: str, tmp_path: Path) -> None:
+    program = tmp_path / "leaky"
+    program.write_text(
+        f"#!{sys.executable}\n"
+        "import os, sys, threading\n"
+        "from friendli_runtime.server import http\n"
+        "held, finish, calls = [], http.EventStream.finish, [0]\n"
+        "async def leaky(self):\n"
+        "    calls[0] += 1\n"
+        f"    if calls[0] % {1 if kind == 'memory' else 20} == 0: {LEAKS[kind]}\n"
+        "    await finish(self)\n"
+        "http.EventStream.finish = leaky\n"
+        "sys.argv = sys.argv[:1] + sys.argv[3:]\n"  # what `serve` passes to an interpreter: -c and a program
+        "from friendli_compile.cli import main\n"
+        "main()\n"
+    )
+    program.chmod(0o755)
+    running = serve(scripted_artifact(), *SERVE_OPTIONS, python=str(program))
+    try:
+        report = asyncio.run(soak(running, 0))
+    finally:
+        running.stop()
+    assert any(kind in leak for leak in leaks(report.samples, max_bytes_per_request=ALLOCATOR_NOISE_BYTES))
+
+
+def test_the_slope_ignores_jumps_and_finds_growth() -> None:
+    steady = [Held(i * 100, 10**6 + (50_000 if i > 7 else 0) + (i % 3) * 1000, 9, 3) for i in range(10)]
+    growing = [Held(i * 100, 10**6 + i * 100 * 100, 9, 3) for i in range(10)]
+    assert abs(memory_slope(steady)) < 20 and memory_slope(growing) == 100
+    assert leaks(growing, max_bytes_per_request=64) and not leaks(steady, max_bytes_per_request=64)
+
+
+def test_a_server_that_is_gone_is_not_taken_for_one_that_is_flat() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    with pytest.raises((FileNotFoundError, ProcessLookupError, AssertionError)):
+        memory_bytes(gone.pid)
