@@ -29,7 +29,7 @@ from .variants import Call, Unit, renamed, variant
 Progress = Callable[[str, float], None]
 NUM_ERROR_TOKENS = 256  # rows on which output errors are measured
 MAX_TAPPED_WIDTH = 1 << 17  # columns that one run copies out, 64 MiB with the rows of a piece
-MIN_KL_TOKENS, MAX_KL_TOKENS = 32, 512  # of each run with one unit quantized
+MIN_KL_TOKENS, MAX_KL_TOKENS = 16, 512  # of each run with one unit quantized
 KL_PIECE = 64  # tokens of one sequence of those runs
 
 

@@ -28,7 +28,7 @@ SAMPLE_LEN = 128  # tokens
 MAX_SAMPLED_SEQS = 64
 SAMPLE_SHARE = 0.25  # of the tokens, where there is text too
 MIN_TOKENS, MAX_TOKENS = 512, 8192
-TOKEN_PARAMS = 2 << 40  # tokens × parameters that a compilation may spend: seconds for 10⁷ parameters, minutes for 10⁹
+TOKEN_PARAMS = 1 << 40  # tokens × parameters that one comparison may spend: seconds for 10⁸ parameters, about a minute from 10⁹ on
 TEXT, SAMPLES = "text", "samples"
 
 
@@ -122,9 +122,11 @@ def make_probes(
     return text + sampled_probes(model, vocabulary.starts(), max_context_len, num_tokens - text.num_scored)
 
 
-def sampled_probes(model: Runnable, starts: Sequence[int], max_context_len: int, num_tokens: int, seed: int = 0) -> ProbeSet:
+def sampled_probes(
+    model: Runnable, starts: Sequence[int], max_context_len: int, num_tokens: int, seed: int = 0, sample_len: int = SAMPLE_LEN
+) -> ProbeSet:
     """Sequences that the model draws itself, each after one of the `starts` (BOS, or ordinary tokens): `num_tokens` or a few more."""
-    length = min(SAMPLE_LEN, max_context_len)
+    length = min(sample_len, max_context_len)
     num_seqs = max(1, -(-num_tokens // max(length - 1, 1)))
     sequences: list[np.ndarray] = []
     rng = np.random.default_rng(seed)
