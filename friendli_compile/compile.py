@@ -21,6 +21,7 @@ import numpy as np
 
 from .artifact import writer
 from .artifact.folder import OutputFolder
+from .calibration import Calibration
 from .errors import FmoError, SourceError, UnsupportedModel
 from .frontend.checkpoint import Checkpoint
 from .frontend.source import ModelSource, load_source
@@ -34,8 +35,9 @@ from .quality.gate import QualityOptions
 from .quality.probes import Vocabulary, read_probe_file
 from .quality.record import SKIPPED, for_manifest
 from .quality_gate import ModelPackings, measure_quality, raised_line, summary_line
-from .quantization import Quantized, quantize_plan, scheme_counts
-from .quantize.assign import Policy, parse_policy
+from .quantization import Quantized, assign_schemes, needs_inputs, quantize_plan, scheme_counts
+from .quantize.assign import Assigned, Policy, parse_policy
+from .quantize.round_weight import Rounding
 from .self_check import SelfCheckResult, run_self_check
 from .versions import installed_versions
 
@@ -106,23 +108,29 @@ def build_artifact(
     dtype = choose_dtype(options.dtype, checkpoint, traced, notes)
     graph, base = plan_model(traced, dtype, progress)
     policy = parse_policy(options.quantize or "none", options.quantize_layers)
-    quantized = _quantize(graph, base, policy, dtype, checkpoint, progress)
-    notes += [*traced.notes, *quantized.notes, *_tokenizer_notes(source)]
+    folder.require_space(sum(spec.num_bytes for spec in base.weights))
+    calibration = Calibration(folder.path / "calibration")
+    packings = _packings(folder.path, graph, base, calibration, checkpoint, traced, dtype)
+    if policy.quantizes:
+        _calibrate(calibration, packings, assign_schemes(graph, base, policy), _vocabulary(source, traced), traced, progress)
+        packings.policy, packings.quantized = policy, _quantize(graph, base, policy, calibration, dtype, checkpoint, progress)
+    notes += [*traced.notes, *packings.quantized.notes, *_tokenizer_notes(source)]
     for note in notes:
         progress.note(note)
-    folder.require_space(sum(spec.num_bytes for spec in (*quantized.plan.weights, *(base.weights if policy.quantizes else ()))))
+    folder.require_space(sum(spec.num_bytes for spec in packings.quantized.plan.weights))
     with progress.phase("pack") as phase:
-        _pack(folder.path, quantized.plan, checkpoint, phase)
+        _pack(folder.path, packings.quantized.plan, checkpoint, Rounding(inputs=calibration.inputs), phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
     head = _manifest_head(options, source, traced, dtype)
     quality: dict[str, Any] = {}
     if policy.quantizes:
-        packings = _packings(folder.path, graph, policy, quantized, checkpoint, traced, dtype)
         quality = _measure_quality(options, packings, source, traced, notes, progress)
-        policy, quantized = packings.policy, packings.quantized
-        head["model"]["quantization"] = _quantization_facts(policy, quantized)
+        policy = packings.policy
+        head["model"]["quantization"] = _quantization_facts(policy, packings.quantized)
         head["quality"] = for_manifest(quality)
-    plan = quantized.plan
+    packings.discard()
+    calibration.discard()
+    plan = packings.quantized.plan
 
     def check(phase: Phase) -> SelfCheckResult:
         report_done = lambda what, done: phase.update(done, what)  # noqa: E731
@@ -150,32 +158,44 @@ def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> tuple[Gra
     return graph, plan
 
 
-def _quantize(graph: Graph, base: Plan, policy: Policy, dtype: str, checkpoint: Checkpoint, progress: Progress) -> Quantized:
-    if not policy.quantizes:
-        return Quantized(base)
+def _calibrate(
+    calibration: Calibration, packings: ModelPackings, assigned: Assigned, vocabulary: Vocabulary, traced: TracedModel, progress: Progress
+) -> None:
+    """Collects what the layers multiply, of those weights whose rounding gains from it."""
+    names = [name for name, scheme in assigned.schemes.items() if needs_inputs(scheme)]
+    if names:
+        with progress.phase("calibrate") as phase:
+            reference = packings.reference()
+            count = calibration.collect(reference, names, vocabulary, traced.max_context_len, traced.num_params, phase.update)
+            phase.detail = f"{len(names)} weights, {count} tokens that the model drew"
+
+
+def _quantize(
+    graph: Graph, base: Plan, policy: Policy, calibration: Calibration, dtype: str, checkpoint: Checkpoint, progress: Progress
+) -> Quantized:
     with progress.phase("quantize") as phase:
-        quantized = quantize_plan(graph, base, policy, STORAGE_DTYPE[dtype], checkpoint.read, progress=phase.update)
+        quantized = quantize_plan(graph, base, policy, STORAGE_DTYPE[dtype], checkpoint.read, calibration.errors, phase.update)
         counts = ", ".join(f"{count} {scheme}" for scheme, count in scheme_counts(quantized.schemes).items())
         phase.detail = f"{counts}; {sum(w.num_bytes for w in quantized.plan.weights) / 1e6:,.1f} MB of weights"
     return quantized
 
 
 def _packings(
-    folder: Path, graph: Graph, policy: Policy, quantized: Quantized, checkpoint: Checkpoint, traced: TracedModel, dtype: str
+    folder: Path, graph: Graph, base: Plan, calibration: Calibration, checkpoint: Checkpoint, traced: TracedModel, dtype: str
 ) -> ModelPackings:
-    """What the quality gate may pack, in the same way as the artifact was."""
+    """What calibration and the quality gate may pack, in the same way as the artifact is; nothing is quantized yet."""
 
     def quantize(other: Policy, storage_dtype: str) -> Quantized:
-        base = make_plan(graph, storage_dtype=storage_dtype, max_context_len=traced.max_context_len)
-        return quantize_plan(graph, base, other, storage_dtype, checkpoint.read)
+        plain = make_plan(graph, storage_dtype=storage_dtype, max_context_len=traced.max_context_len)
+        return quantize_plan(graph, plain, other, storage_dtype, checkpoint.read, calibration.errors)
 
     def write(target: Path, plan: Plan) -> None:
         writer.write_plan(target, plan)
-        writer.write_weights(target, plan, checkpoint.read)
+        writer.write_weights(target, plan, checkpoint.read, rounding=Rounding(inputs=calibration.inputs))
 
     source_dtype = choose_dtype(None, checkpoint, traced, [])
     dtypes = {"dtype": STORAGE_DTYPE[dtype], "source_dtype": STORAGE_DTYPE[source_dtype]}
-    return ModelPackings(folder, policy, quantized, quantize=quantize, write=write, **dtypes)
+    return ModelPackings(folder, Policy(), Quantized(base), quantize=quantize, write=write, **dtypes)
 
 
 def _measure_quality(
@@ -185,15 +205,12 @@ def _measure_quality(
     if options.quality is None:
         progress.warn("--no-quality: nobody has measured what quantization costs this model")
         return dict(SKIPPED)
-    vocab_size = min(int(traced.graph.outputs[0].dims[-1]), int(traced.config.get_text_config().vocab_size))
-    special = special_token_ids(source, vocab_size)
-    named = [special["bos_token_id"], special["pad_token_id"], *special["eos_token_ids"]]
     with progress.phase("quality") as phase:
         record = measure_quality(
             packings,
             options.quality,
             tokenizer_file=next((path for path in source.tokenizer_files if path.name == "tokenizer.json"), None),
-            vocabulary=Vocabulary(vocab_size, special["bos_token_id"], frozenset(token for token in named if token is not None)),
+            vocabulary=_vocabulary(source, traced),
             max_context_len=traced.max_context_len,
             num_params=traced.num_params,
             progress=lambda what, done: phase.update(done, what),
@@ -205,6 +222,13 @@ def _measure_quality(
         notes.append(f"--auto-mixed raised {raised_line(record)}")
         progress.note(notes[-1])
     return record
+
+
+def _vocabulary(source: ModelSource, traced: TracedModel) -> Vocabulary:
+    vocab_size = min(int(traced.graph.outputs[0].dims[-1]), int(traced.config.get_text_config().vocab_size))
+    special = special_token_ids(source, vocab_size)
+    named = [special["bos_token_id"], special["pad_token_id"], *special["eos_token_ids"]]
+    return Vocabulary(vocab_size, special["bos_token_id"], frozenset(token for token in named if token is not None))
 
 
 def _require_sense(options: CompileOptions) -> None:
@@ -276,10 +300,11 @@ def make_report(plan: Plan, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _pack(folder: Path, plan: Plan, checkpoint: Checkpoint, phase: Phase) -> None:
+def _pack(folder: Path, plan: Plan, checkpoint: Checkpoint, rounding: Rounding, phase: Phase) -> None:
     total = max(1, sum(spec.num_bytes for spec in plan.weights))
     writer.write_plan(folder, plan)
-    num_bytes = writer.write_weights(folder, plan, checkpoint.read, lambda done: phase.update(done / total, f"{done / 1e6:,.0f} MB"))
+    on_bytes = lambda done: phase.update(done / total, f"{done / 1e6:,.0f} MB")  # noqa: E731
+    num_bytes = writer.write_weights(folder, plan, checkpoint.read, on_bytes, rounding)
     phase.detail = f"{num_bytes / 1e6:,.1f} MB"
 
 

@@ -18,7 +18,7 @@ from .ir.graph import Graph
 from .plan.model import Plan, WeightSpec
 from .plan.planner import make_plan
 from .plan.quantizable import find_candidates
-from .quantize.assign import Policy, assign
+from .quantize.assign import Assigned, Policy, assign
 from .quantize.choose import ActivationErrors, choose_format
 from .quantize.rounding import require_finite
 from .quantize.schemes import Format, Scheme
@@ -40,6 +40,22 @@ class Quantized:
         return {spec.name: spec.format for spec in self.plan.weights if spec.format is not None}
 
 
+def assign_schemes(graph: Graph, base: Plan, policy: Policy) -> Assigned:
+    """Which weight of the plan gets which scheme. Raises FmoError where the policy cannot be met."""
+    if not policy.quantizes:
+        return Assigned()
+    candidates = find_candidates(graph, base)
+    if not candidates and not policy.is_lenient:
+        what = f"--quantize {policy.text}: no weight of this model can be quantized"
+        raise FmoError(what, hint="its matrices are computed from parameters, shared in parts, or tiny; compile it without --quantize")
+    return assign(candidates, policy)
+
+
+def needs_inputs(scheme: Scheme | None) -> bool:
+    """Whether rounding gains from knowing what the layer multiplies: 4 bits, and schemes that leave a choice open."""
+    return scheme is not None and (scheme.bits == 4 or len(scheme.pairs) > 1)
+
+
 def quantize_plan(
     graph: Graph,
     base: Plan,
@@ -52,13 +68,9 @@ def quantize_plan(
     """`base`: the plan of `graph` without quantization. `read(parameter)` gives its values; None decides by sizes alone.
 
     Raises FmoError where the policy cannot be met, CheckpointError where a weight holds NaN or infinity."""
+    assigned = assign_schemes(graph, base, policy)
     if not policy.quantizes:
         return Quantized(base)
-    candidates = find_candidates(graph, base)
-    if not candidates and not policy.is_lenient:
-        what = f"--quantize {policy.text}: no weight of this model can be quantized"
-        raise FmoError(what, hint="its matrices are computed from parameters, shared in parts, or tiny; compile it without --quantize")
-    assigned = assign(candidates, policy)
     specs = {spec.name: spec for spec in base.weights}
     formats: dict[str, Format] = {}
     for number, (name, scheme) in enumerate(assigned.schemes.items()):

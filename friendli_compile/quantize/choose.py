@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .rounding import BLOCK_ELEMENTS, dequantize, round_matrix
-from .schemes import Format, Scheme
+from .schemes import ACT_GROUPS, Format, Scheme
 
 Array = np.ndarray
 MAX_F16_SCALE = 60000.0
@@ -30,6 +30,22 @@ class ActivationErrors:
 
     def of(self, act_dtype: str) -> float:
         return {"i8": self.i8, "i7": self.i7}.get(act_dtype, 0.0)
+
+
+def activation_errors(inputs: Array) -> ActivationErrors:
+    """Measured on inputs [T, K] f32, in the groups that weights with one scale per row use."""
+    num_columns = inputs.shape[-1]
+    group = next((size for size in ACT_GROUPS if num_columns % size == 0), num_columns)
+    groups = inputs.reshape(-1, group)
+    peak = np.abs(groups).max(axis=1, keepdims=True)
+    size = float(np.square(groups, dtype=np.float64).sum())
+    if size == 0:
+        return ActivationErrors()
+    found = []
+    for largest in (127, 63):
+        scale = np.where(peak > 0, peak / np.float32(largest), np.float32(1))
+        found.append(float(np.square(np.rint(groups / scale) * scale - groups, dtype=np.float64).sum()) / size)
+    return ActivationErrors(*found)
 
 
 def choose_format(matrix: Array, scheme: Scheme, activations: ActivationErrors | None = None) -> Format:

@@ -23,6 +23,7 @@ Array = np.ndarray
 SPAN = 1024  # columns
 CHUNK_ROWS = 256  # rounded together: 1 MiB of a span
 DAMPING = 0.1  # of the mean of H's diagonal
+GIANT = 4.0  # times the usual length of an input: longer ones, like those of a first token, count as if they had this length
 STEP = 32  # columns between updates of all later ones, where a scale has more
 
 Column = Callable[[Array, Array, Array | None], tuple[Array, Array]]  # values, scales, zeros → codes, rounded values
@@ -35,6 +36,7 @@ def takes_feedback(fmt: Format) -> bool:
 
 def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
     """`matrix` [N, K] f32; `inputs` [T, K] f32: some inputs of the layer, finite."""
+    inputs = _without_giants(inputs)
     importance = np.square(inputs, dtype=np.float64).mean(axis=0).astype(np.float32)
     if not importance.mean() > 0:
         return round_matrix(matrix, fmt)
@@ -63,8 +65,17 @@ def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
                 span.round(values, codes[columns, rows], scales[groups, rows], own_zeros, is_grouped)
 
             list(pool.map(round_rows, range(0, num_rows, CHUNK_ROWS)))
-    transposed = [np.ascontiguousarray(array.T) for array in (codes, scales)]
-    return Rounded(*transposed, None if zeros is None else np.ascontiguousarray(zeros.T))
+    by_rows = np.ascontiguousarray
+    return Rounded(by_rows(codes.T), by_rows(scales.T), None if zeros is None else by_rows(zeros.T))
+
+
+def _without_giants(inputs: Array) -> Array:
+    """The inputs, shortened where a few would outweigh all others: their outputs are as much larger, and so may be their errors."""
+    lengths = np.sqrt(np.square(inputs, dtype=np.float64).mean(axis=1))
+    limit = GIANT * float(np.median(lengths))
+    if limit == 0 or lengths.max() <= limit:
+        return inputs
+    return inputs * np.minimum(1.0, limit / np.maximum(lengths, limit)).astype(np.float32)[:, None]
 
 
 def _factor(inputs: Array) -> Array:
