@@ -4,8 +4,8 @@
     y = emulate(x, w, act_dtype="i8", act_group=32)               # bit for bit what the integer kernels give
     view = add_quant_weight(plan, w)                               # in the layout block8
 
-`emulate` uses long double for a fused multiply-add: the product of two f32 is exact in it, and the sum rounds once more only where 64 bits do
-not suffice.
+`emulate` uses long double for a fused multiply-add: the product of two f32 is exact in it, and the sum rounds once more only where
+64 bits do not suffice.
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""nn.linear and moe.experts with quantized weights and integer activations: the bits of docs/quantized-weights.md, for any rows and threads."""
+"""nn.linear and moe.experts with quantized weights and integer activations: the bits of docs/quantized-weights.md."""
 
 import numpy as np
 import pytest
-from friendli_runtime import _core
 
 from .quantized import QuantMatrix, add_quant_weight, emulate, random_matrix
-from .test_linear import experts_reference
 from .tiny_plan import TinyPlan, View, forward
 
 ISAS = ["scalar", "avx2"]
@@ -154,3 +152,122 @@ def test_activations_may_be_left_as_they_are_at_binding(act_dtype: str) -> None:
     np.testing.assert_allclose(as_they_are, exact, rtol=1e-5, atol=1e-5)
     rounded = forward(plan.bind(finished), [7])[:, :30]
     assert np.abs(rounded - exact).max() > 1e-3
+
+
+def experts_plan(
+    num_tokens: int, dtype: str, act_dtype: str, groups: tuple[int, int], num_experts: int = 5, top_k: int = 2
+) -> tuple[TinyPlan, View, dict[str, np.ndarray], list[QuantMatrix]]:
+    rng = np.random.default_rng(num_tokens)
+    hidden_size, intermediate_size = 64, 96
+    arrays = {
+        "x": random_rows(rng, num_tokens, hidden_size),
+        "ids": np.stack([rng.permutation(num_experts)[:top_k] for _ in range(num_tokens)]),
+        "weights": rng.random((num_tokens, top_k)).astype(np.float32),
+    }
+    matrices = [
+        random_matrix(rng, dtype, (num_experts, 2 * intermediate_size, hidden_size), groups[0], SCALES[dtype]),
+        random_matrix(rng, dtype, (num_experts, hidden_size, intermediate_size), groups[1], SCALES[dtype]),
+    ]
+    plan = TinyPlan(max_num_tokens=max(num_tokens, 64))
+    y = plan.buffer(["num_tokens", hidden_size])
+    inputs = [plan.per_token(arrays["x"]), plan.per_token(arrays["ids"], "i32"), plan.per_token(arrays["weights"])]
+    inputs += [add_quant_weight(plan, w) for w in matrices]
+    plan.call("moe.experts", inputs, [y], {"act": "silu", "has_gate": True, "act_dtype": act_dtype, "act_group": list(groups)})
+    return plan, y, arrays, matrices
+
+
+def emulated_experts(arrays: dict[str, np.ndarray], matrices: list[QuantMatrix], act_dtype: str, groups: tuple[int, int]) -> np.ndarray:
+    y = np.zeros_like(arrays["x"])
+    for t, row in enumerate(arrays["x"]):
+        for slot, e in enumerate(arrays["ids"][t]):
+            gate, up = np.split(emulate(row[None], matrices[0].expert(e), act_dtype, groups[0]), 2, -1)
+            with np.errstate(over="ignore"):
+                hidden = (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+            y[t] += arrays["weights"][t, slot] * emulate(hidden, matrices[1].expert(e), act_dtype, groups[1])[0]
+    return y
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dtype", "act_dtype", "groups"), [("i4", "i8", (32, 32)), ("u4", "i8", (64, 96)), ("i7", "i8", (32, 96))])
+@pytest.mark.parametrize("num_tokens", [1, 7, 150])
+def test_experts_with_quantized_weights_give_the_weighted_sum(
+    num_tokens: int, dtype: str, act_dtype: str, groups: tuple[int, int], isa: str
+) -> None:
+    plan, y, arrays, matrices = experts_plan(num_tokens, dtype, act_dtype, groups)
+    out = plan.run(y, num_tokens, isa=isa, num_threads=2, max_num_tokens=num_tokens, max_num_logits=num_tokens)
+    expected = emulated_experts(arrays, matrices, act_dtype, groups)
+    # The activation between the two matrices is a library function here: an integer of its rounding may differ by one.
+    np.testing.assert_allclose(out, expected, rtol=0.05, atol=0.02 * np.abs(expected).max())
+    assert np.mean(np.abs(out - expected)) < 1e-3 * np.abs(expected).max()
+
+
+def test_quantized_experts_give_a_token_the_same_bits_alone_and_in_a_batch() -> None:
+    plan, y, _, _ = experts_plan(150, "i4", "i8", (32, 32))
+    finished = plan.finish(y)
+    whole = forward(plan.bind(finished, max_num_tokens=150, max_num_logits=150), [150])
+    executor = plan.bind(finished, max_num_tokens=150, max_num_logits=150, num_threads=3)
+    for start, stop in ((0, 1), (5, 7), (40, 73), (149, 150)):
+        assert np.array_equal(forward(executor, [stop - start], tokens=np.arange(start, stop)), whole[start:stop])
+
+
+def test_experts_that_no_token_chose_are_not_read() -> None:
+    plan, y, arrays, _ = experts_plan(1, "i4", "i8", (32, 32))
+    unused = [e for e in range(5) if e not in arrays["ids"]]
+    names = [name for name, spec in plan.weights.items() if spec["layout"] == "block8"]
+    for name in names:
+        scales = plan.arrays[name + ".scales"]
+        scales.reshape(5, -1)[unused] = np.float16("nan")  # whoever reads them gives NaN, zeros times NaN too
+    assert np.isfinite(plan.run(y, 1, num_threads=2)).all()
+
+
+def quantized_plan(dtype: str = "i4", act_dtype: str = "i8") -> tuple[TinyPlan, dict]:
+    rng = np.random.default_rng(0)
+    w = random_matrix(rng, dtype, (24, 64), 32, SCALES[dtype])
+    plan, y = qlinear_plan(random_rows(rng, 4, 64), w, act_dtype, 32)
+    return plan, plan.finish(y)
+
+
+# Which place of the plan, what is written there, and what the message must say. w1 is the quantized weight, call 1 its linear.
+MALFORMED = {
+    "a group that does not divide": (["weights", "w1", "group"], 48, "group 48"),
+    "a group of nothing": (["weights", "w1", "group"], 0, "group 0"),
+    "another group of activations": (["calls", 1, "attrs", "act_group"], 64, "differs from the group 32"),
+    "activations in groups of 16": (["calls", 1, "attrs", "act_group"], 16, "multiple of 32"),
+    "no group of activations": (["calls", 1, "attrs"], {"act_dtype": "i8"}, "act_group 0"),
+    "no dtype of activations": (["calls", 1, "attrs"], {"act_group": 32}, "act_dtype"),
+    "an unknown dtype of activations": (["calls", 1, "attrs", "act_dtype"], "i9", "'i9' is none of f32, i8, i7, e4m3"),
+    "a pair that could overflow": (["calls", 1, "attrs", "act_dtype"], "i7", "could overflow"),
+    "scales of integers": (["weights", "w1", "scale_dtype"], "i32", "scales are i32"),
+    "scales of another size": (["weights", "w1", "scale_dtype"], "f32", "bytes"),
+    "zeros that are not there": (["weights", "w1", "dtype"], "u4", "w1.zeros"),
+    "codes in another layout": (["weights", "w1", "layout"], "panel16", "block8"),
+    "codes of a dtype of scales": (["weights", "w1", "dtype"], "e8m0", "dtype of scales"),
+    "more columns than codes": (["weights", "w1", "dims"], [24, 128], "bytes"),
+    "columns that do not fill a vector": (["weights", "w1", "dims"], [24, 60], "multiple of 8"),
+    "dims that overflow": (["weights", "w1", "dims"], [1 << 40, 1 << 40], ""),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_a_malformed_quantized_weight_is_refused_in_three_parts(what: str) -> None:
+    place, value, says = MALFORMED[what]
+    plan, finished = quantized_plan()
+    target = finished
+    for key in place[:-1]:
+        target = target[key]
+    target[place[-1]] = value
+    if place[-1] in ("dtype", "dims") and place[0] == "weights":  # the view says the same
+        finished["calls"][1]["inputs"][1][place[-1]] = value
+    with pytest.raises(RuntimeError) as raised:
+        plan.bind(finished)
+    text = str(raised.value)
+    assert says in text and "\nwhere: " in text and "\ntry: " in text, text
+
+
+def test_an_op_that_takes_no_quantized_weight_says_so() -> None:
+    plan, finished = quantized_plan()
+    finished["calls"][1] |= {"op": "nn.embedding", "attrs": {}}
+    finished["calls"][1]["inputs"] = [finished["calls"][1]["inputs"][1], plan.input("input_ids")]
+    finished["calls"][1]["outputs"][0]["dims"] = ["num_tokens", 64]
+    with pytest.raises(RuntimeError, match=r"where: .*\n.*try: "):
+        plan.bind(finished)

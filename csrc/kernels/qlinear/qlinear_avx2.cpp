@@ -15,47 +15,51 @@ constexpr int64_t kRowBlockBytes = 256 << 10;  // x that stays in L2
 constexpr int64_t kMaxRowsAtOnce = 256;
 constexpr int64_t kMaxTileRows = 6;
 
-// How far ahead the streams of a single tile are prefetched.
-template <int R>
-constexpr int64_t kPrefetchBytes = R >= 4 ? 1024 : 2048;
+constexpr int64_t kPrefetchBytes = 2048;  // how far ahead two streams of a single tile are prefetched
 
 using TileFunction = void (*)(const TileJob&);
 struct TileTable {
-  TileFunction four[3];                // R = 4, by rows of the tile
+  TileFunction four[3];                // R = 4, by rows of the tile, up to max_four_rows
   TileFunction two[kMaxTileRows + 1];  // R = 2
   TileFunction one[kMaxTileRows + 1];  // R = 1
-  int64_t chunk, bytes_per_8;
+  int64_t max_four_rows, chunk, bytes_per_8;
 };
 
-template <Form FORM, int FLUSH, int R, int C>
+template <Form FORM, int FLUSH, bool ONE, int R, int C>
 constexpr TileFunction tile_or_null() {
-  if constexpr (FORM == Form::bytes && C > 4) {
+  if constexpr (FORM == Form::bytes && (C > 4 || R == 4)) {
     return nullptr;
   } else {
-    return multiply_tile<FORM, FLUSH, R, C>;
+    return multiply_tile<FORM, FLUSH, ONE, R, C>;
   }
 }
 
-template <Form FORM, int FLUSH>
+// Single blocks are rare (the end of a share): they do without ONE.
+template <Form FORM, int FLUSH, bool ONE>
 constexpr TileTable kTileTable = {
-    {nullptr, tile_or_null<FORM, FLUSH, 4, 1>(), tile_or_null<FORM, FLUSH, 4, 2>()},
-    {nullptr, tile_or_null<FORM, FLUSH, 2, 1>(), tile_or_null<FORM, FLUSH, 2, 2>(), tile_or_null<FORM, FLUSH, 2, 3>(),
-     tile_or_null<FORM, FLUSH, 2, 4>(), tile_or_null<FORM, FLUSH, 2, 5>(), tile_or_null<FORM, FLUSH, 2, 6>()},
-    {nullptr, tile_or_null<FORM, FLUSH, 1, 1>(), tile_or_null<FORM, FLUSH, 1, 2>(), tile_or_null<FORM, FLUSH, 1, 3>(),
-     tile_or_null<FORM, FLUSH, 1, 4>(), tile_or_null<FORM, FLUSH, 1, 5>(), tile_or_null<FORM, FLUSH, 1, 6>()},
-    Tile<FORM, FLUSH, 1, 1>::kChunk,
+    {nullptr, tile_or_null<FORM, FLUSH, ONE, 4, 1>(), tile_or_null<FORM, FLUSH, ONE, 4, 2>()},
+    {nullptr, tile_or_null<FORM, FLUSH, ONE, 2, 1>(), tile_or_null<FORM, FLUSH, ONE, 2, 2>(),
+     tile_or_null<FORM, FLUSH, ONE, 2, 3>(), tile_or_null<FORM, FLUSH, ONE, 2, 4>(),
+     tile_or_null<FORM, FLUSH, ONE, 2, 5>(), tile_or_null<FORM, FLUSH, ONE, 2, 6>()},
+    {nullptr, tile_or_null<FORM, FLUSH, false, 1, 1>(), tile_or_null<FORM, FLUSH, false, 1, 2>(),
+     tile_or_null<FORM, FLUSH, false, 1, 3>(), tile_or_null<FORM, FLUSH, false, 1, 4>(),
+     tile_or_null<FORM, FLUSH, false, 1, 5>(), tile_or_null<FORM, FLUSH, false, 1, 6>()},
+    FORM == Form::bytes ? 0 : 2,
+    Tile<FORM, FLUSH, ONE, 1, 1>::kChunk,
     kBytesPer8<FORM>};
 
-const TileTable& tile_table(DType dtype, int64_t flush) {
+const TileTable& tile_table(DType dtype, int64_t flush, int64_t group) {
+  const bool one = group == 32;
   switch (dtype) {
     case DType::i4:
-      return flush == 64 ? kTileTable<Form::i4, 64> : kTileTable<Form::i4, 32>;
+      if (flush == 64) return kTileTable<Form::i4, 64, false>;
+      return one ? kTileTable<Form::i4, 32, true> : kTileTable<Form::i4, 32, false>;
     case DType::u4:
-      return kTileTable<Form::u4, 32>;
+      return one ? kTileTable<Form::u4, 32, true> : kTileTable<Form::u4, 32, false>;
     case DType::e2m1:
-      return kTileTable<Form::e2m1, 32>;
+      return one ? kTileTable<Form::e2m1, 32, true> : kTileTable<Form::e2m1, 32, false>;
     default:
-      return flush == 16 ? kTileTable<Form::bytes, 16> : kTileTable<Form::bytes, 8>;
+      return flush == 16 ? kTileTable<Form::bytes, 16, false> : kTileTable<Form::bytes, 8, false>;
   }
 }
 
@@ -72,10 +76,15 @@ RowFormat row_format(const QuantWeight& w, Act act, int64_t act_group, int64_t n
   return {act == Act::i8 ? 127.0f : 63.0f, act_group, flush, factor, is_nibble(w.dtype) ? 6 : 4};
 }
 
+// The scales of 8 outputs.
+__m256 load_scales(DType dtype, const char* p) {
+  return dtype == DType::f16 ? f16_scales(p) : dtype == DType::f32 ? f32_scales(p) : e8m0_scales(p);
+}
+
 // The last step: the scale per channel, the bias, and only outputs that exist.
 void store_outputs(__m256 sum, const QuantWeight& w, int64_t block, const float* bias, float* y) {
   const int64_t first = block * kBlockRows, width = std::min(kBlockRows, w.N - first);
-  if (w.is_per_channel()) sum = _mm256_mul_ps(sum, load_scales(w.scale_dtype, w.block_scales(block), 0));
+  if (w.is_per_channel()) sum = _mm256_mul_ps(sum, load_scales(w.scale_dtype, w.block_scales(block)));
   if (width == kBlockRows) {
     if (bias != nullptr) sum = _mm256_add_ps(sum, _mm256_loadu_ps(bias + first));
     return _mm256_storeu_ps(y + first, sum);
@@ -85,6 +94,7 @@ void store_outputs(__m256 sum, const QuantWeight& w, int64_t block, const float*
   _mm256_maskstore_ps(y + first, mask, sum);
 }
 
+// What a share of blocks needs; R blocks, `stride` apart, are one pass.
 struct Multiply {
   const QuantRows& rows;
   const QuantWeight& w;
@@ -95,29 +105,29 @@ struct Multiply {
 
   // Columns per block of K: whole groups.
   int64_t columns_at_once(int64_t num_tiles) const {
-    const int64_t group = rows.format.group, wanted = kCodeBlockBytes * 8 / table.bytes_per_8;
-    return num_tiles == 1 ? w.K : std::min(w.K, std::max(wanted / group, int64_t{1}) * group);
+    const int64_t group = rows.format.group,
+                  code_block = num_tiles == 1 ? w.K : kCodeBlockBytes * 8 / table.bytes_per_8;
+    return std::min(w.K, std::max(code_block / group, int64_t{1}) * group);
   }
 
   // The tile `rows_of_tile` of x, columns from k0 on, for the block `b` and those `stride` blocks apart.
-  TileJob job(Range rows_of_tile, int64_t b, int64_t stride, int64_t k0, int64_t num_columns, float* sums) const {
+  TileJob job(Range rows_of_tile, int64_t b, int64_t stride, int64_t k0, int64_t num_columns) const {
     const int64_t group = rows.format.group, group_idx = k0 / group, height = rows_of_tile.size();
-    const bool per_channel = w.is_per_channel();
     TileJob job{};
     job.codes = w.block(b) + k0 / 8 * table.bytes_per_8;
     job.code_stride = stride * w.block_bytes();
-    job.scale_stride = stride * w.num_groups() * kBlockRows * w.scale_bytes();
-    job.scales = per_channel ? nullptr : w.block_scales(b) + group_idx * kBlockRows * w.scale_bytes();
+    const int64_t group_bytes = kBlockRows * w.scale_bytes();
+    job.scales = w.is_per_channel() ? nullptr : w.block_scales(b) + group_idx * group_bytes;
+    job.scale_stride = stride * w.num_groups() * group_bytes;
     job.scale_dtype = w.scale_dtype;
     job.zero_stride = stride * w.num_groups() * kBlockRows;
-    job.zero_step = per_channel ? 0 : kBlockRows;
+    job.zero_step = w.is_per_channel() ? 0 : kBlockRows;
     job.zeros = w.zeros == nullptr ? nullptr : w.block_zeros(b) + group_idx * job.zero_step;
     job.x = rows.codes + rows_of_tile.begin * rows.K + k0 * height;
     job.x_scales = rows.scales + rows_of_tile.begin * rows.num_groups() + group_idx * height;
     job.x_sums = rows.sums + rows_of_tile.begin * rows.num_sums() + k0 / rows.format.sum_columns * height;
     job.num_groups = num_columns / group;
     job.group = group;
-    job.sums = sums;
     job.is_first = k0 == 0;
     return job;
   }
@@ -129,23 +139,23 @@ struct Multiply {
     }
   }
 
-  // All tiles against R blocks, `stride` apart.
+  // All tiles against R blocks.
   template <int R>
-  void blocks(int64_t b, int64_t stride, Range tiles, const TileFunction* functions) const {
+  void pass(int64_t b, int64_t stride, Range tiles, const TileFunction* functions) const {
     alignas(64) float sums[R > 2 ? 2 * 8 * R : kMaxRowsAtOnce * 8 * R];
     const int64_t at_once = columns_at_once(tiles.size()), first_row = rows.row_tile(tiles.begin).begin;
     for (int64_t k0 = 0; k0 < w.K; k0 += at_once) {
       const int64_t num_columns = std::min(at_once, w.K - k0), num_bytes = num_columns / 8 * table.bytes_per_8;
-      const int64_t step = table.chunk / 8 * table.bytes_per_8 / tiles.size(), slice = num_bytes / tiles.size();
-      const int64_t ahead = tiles.size() == 1 ? kPrefetchBytes<R> : num_bytes;
+      const int64_t slice = num_bytes / tiles.size();
       for (int64_t t = tiles.begin; t < tiles.end; ++t) {
         const Range tile = rows.row_tile(t);
-        float* tile_sums = sums + (tile.begin - first_row) * R * 8;
-        TileJob tile_job = job(tile, b, stride, k0, num_columns, tile_sums);
-        tile_job.next = reinterpret_cast<const char*>(tile_job.codes) + ahead + (t - tiles.begin) * slice;
-        tile_job.next_step = step;
+        TileJob tile_job = job(tile, b, stride, k0, num_columns);
+        tile_job.sums = at_once == w.K ? sums : sums + (tile.begin - first_row) * R * 8;
+        const int64_t ahead = tiles.size() == 1 ? kPrefetchBytes : num_bytes + (t - tiles.begin) * slice;
+        tile_job.next = reinterpret_cast<const char*>(tile_job.codes) + ahead;
+        tile_job.next_step = table.chunk / 8 * table.bytes_per_8 / tiles.size();
         functions[tile.size()](tile_job);
-        if (k0 + num_columns == w.K) finish(tile, b, stride, R, tile_sums);
+        if (k0 + num_columns == w.K) finish(tile, b, stride, R, tile_job.sums);
       }
     }
   }
@@ -153,16 +163,16 @@ struct Multiply {
   template <int R>
   void streams(Range range, Range tiles, const TileFunction* functions) const {
     const int64_t share = range.size() / R;
-    for (int64_t i = 0; i < share; ++i) blocks<R>(range.begin + i, share, tiles, functions);
-    for (int64_t b = range.begin + share * R; b < range.end; ++b) blocks<1>(b, 0, tiles, table.one);
+    for (int64_t i = 0; i < share; ++i) pass<R>(range.begin + i, share, tiles, functions);
+    for (int64_t b = range.begin + share * R; b < range.end; ++b) pass<1>(b, 0, tiles, table.one);
   }
 };
 
 void multiply(const QuantRows& rows, const QuantWeight& w, Range blocks, const float* bias, float* y,
               int64_t y_stride) {
-  const TileTable& table = tile_table(w.dtype, rows.format.sum_columns);
+  const TileTable& table = tile_table(w.dtype, rows.format.sum_columns, rows.format.group);
   const Multiply job{rows, w, table, bias, y, y_stride};
-  if (rows.num_rows <= 2) return job.streams<4>(blocks, {0, 1}, table.four);
+  if (rows.num_rows <= table.max_four_rows) return job.streams<4>(blocks, {0, 1}, table.four);
   const int64_t max_rows = std::clamp(kRowBlockBytes / w.K, 8 * kMaxTileRows, kMaxRowsAtOnce);
   const int num_parts = static_cast<int>(ceil_div(rows.num_tiles(), max_rows / rows.format.tile_rows));
   for (int part = 0; part < num_parts; ++part)

@@ -15,7 +15,6 @@
 #include <immintrin.h>
 
 #include <cstdint>
-#include <cstring>
 
 #include "kernels/math/vec_avx2.h"
 #include "kernels/qlinear/qlinear.h"
@@ -33,8 +32,8 @@ constexpr int64_t kBytesPer8 = FORM == Form::bytes ? 64 : 32;  // of a block, fo
 struct TileJob {
   const uint8_t* codes;  // of block 0 at the first column; the other blocks are code_stride apart
   int64_t code_stride;
-  const char* scales;  // null: per channel, the scale comes after the sum
-  int64_t scale_stride;
+  const char* scales;    // [groups][8] of scale_dtype; null: per channel, the scale comes after the sum
+  int64_t scale_stride;  // bytes from block to block
   DType scale_dtype;
   const uint8_t* zeros;  // u4 only
   int64_t zero_stride, zero_step;
@@ -74,6 +73,21 @@ inline __attribute__((always_inline)) __m256i load_codes(const uint8_t* p) {
   return v;
 }
 
+// 8 columns of 8 outputs from nibbles.
+template <Form FORM>
+struct Codes8 {
+  __m256i first, second;
+  inline __attribute__((always_inline)) Codes8(const uint8_t* p, __m256i low_nibbles) {
+    first = load_vector(p);
+    second = _mm256_and_si256(_mm256_srli_epi16(first, 4), low_nibbles);
+    first = _mm256_and_si256(first, low_nibbles);
+    if constexpr (FORM == Form::e2m1) {
+      first = _mm256_shuffle_epi8(kE2m1Table, first);
+      second = _mm256_shuffle_epi8(kE2m1Table, second);
+    }
+  }
+};
+
 inline __attribute__((always_inline)) __m256i broadcast4(const void* p) {
   __m256i v;
   asm("vpbroadcastd %1, %0" : "=x"(v) : "m"(*static_cast<const int32_t*>(p)));
@@ -85,6 +99,11 @@ inline __attribute__((always_inline)) __m256i multiply_add_bytes(__m256i acc, __
   __m256i product;
   asm volatile("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
   return acc;
+}
+
+inline __attribute__((always_inline)) __m256i add_totals(__m256i total, __m256i more) {
+  asm volatile("vpaddd %1, %0, %0" : "+x"(total) : "x"(more));
+  return total;
 }
 
 // Pairs of 16-bit sums to 32 bits.
@@ -101,20 +120,30 @@ inline __m256 e8m0_scales(const char* p) {
   return _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(code, 23), fraction));
 }
 
-// The scales of 8 outputs, number `index` of their block.
-inline __attribute__((always_inline)) __m256 load_scales(DType dtype, const char* block, int64_t index) {
-  if (dtype == DType::f16) return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block) + index));
-  if (dtype == DType::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(block) + index * 8);
-  return e8m0_scales(block + index * 8);
+inline __m256 f16_scales(const char* p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 
-// The scale of w in the sum of a group; of e2m1 half of it, because its integers are doubled.
-template <Form FORM>
-inline __attribute__((always_inline)) __m256 group_scales(const TileJob& job, int block, int64_t g) {
-  constexpr float kUnit = FORM == Form::e2m1 ? 0.5f : 1.0f;
-  if (job.scales == nullptr) return avx2::set1(kUnit);
-  const __m256 scales = load_scales(job.scale_dtype, job.scales + block * job.scale_stride, g);
-  return FORM == Form::e2m1 ? _mm256_mul_ps(scales, avx2::set1(kUnit)) : scales;
+inline __m256 f32_scales(const char* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
+
+// The scales of R blocks in the sum of group g; of e2m1 half of them, because its integers are doubled.
+template <Form FORM, int R>
+inline __attribute__((always_inline)) void load_group_scales(const TileJob& job, int64_t g, __m256* scales) {
+  const auto for_each = [&](int64_t group_bytes, auto load) __attribute__((always_inline)) {
+    const char* p = job.scales + g * group_bytes;
+    unroll<R>([&](auto r) __attribute__((always_inline)) { scales[r] = load(p + r * job.scale_stride); });
+  };
+  if (job.scales == nullptr) {
+    unroll<R>([&](auto r) __attribute__((always_inline)) { scales[r] = avx2::set1(1.0f); });
+  } else if (job.scale_dtype == DType::f16) {
+    for_each(16, f16_scales);
+  } else if (job.scale_dtype == DType::f32) {
+    for_each(32, f32_scales);
+  } else {
+    for_each(8, e8m0_scales);
+  }
+  if constexpr (FORM == Form::e2m1)
+    unroll<R>([&](auto r) __attribute__((always_inline)) { scales[r] = _mm256_mul_ps(scales[r], avx2::set1(0.5f)); });
 }
 
 // The zeros of 8 outputs, twice in each lane.
@@ -123,13 +152,14 @@ inline __m256i load_zeros(const uint8_t* p) {
   return _mm256_or_si256(zeros, _mm256_slli_epi32(zeros, 16));
 }
 
-template <Form FORM, int FLUSH, int R, int C>
+// ONE: a group is one chunk, which saves the totals.
+template <Form FORM, int FLUSH, bool ONE, int R, int C>
 struct Tile {
   static constexpr int kChunk = FLUSH > 32 ? FLUSH : 32;  // columns per turn of the loop
   static constexpr int kFlushes = kChunk / FLUSH;
   static constexpr int64_t kChunkBytes = kChunk / 8 * kBytesPer8<FORM>;
   static constexpr int kLines = kChunkBytes / 64;
-  static constexpr bool kIsSmall = R * C <= 4;  // then totals and sums have registers of their own
+  static constexpr int64_t kStreamAhead = 1024;  // bytes: four streams are prefetched where they go
 
   // Where the loop stands.
   const uint8_t* codes;
@@ -147,23 +177,53 @@ struct Tile {
           acc[c * R + r] = FORM == Form::u4 ? _mm256_mullo_epi16(sum, zeros[r]) : sum;
         });
       });
-      unroll<FLUSH / 8>([&](auto s) __attribute__((always_inline)) {
-        constexpr int kStep = f * (FLUSH / 8) + s;
-        unroll<2>([&](auto half) __attribute__((always_inline)) {
-          __m256i w[R];
+      unroll<FLUSH / 4>([&](auto fours) __attribute__((always_inline)) {
+        constexpr int kFours = f * (FLUSH / 4) + fours;
+        __m256i w[R];
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          w[r] = load_codes<FORM, kFours % 2>(codes + r * job.code_stride + kFours / 2 * kBytesPer8<FORM>);
+        });
+        unroll<C>([&](auto c) __attribute__((always_inline)) {
+          const __m256i a = broadcast4(x + (kFours * C + c) * 4);
           unroll<R>([&](auto r) __attribute__((always_inline)) {
-            w[r] = load_codes<FORM, half>(codes + r * job.code_stride + kStep * kBytesPer8<FORM>);
-          });
-          unroll<C>([&](auto c) __attribute__((always_inline)) {
-            const __m256i a = broadcast4(x + ((2 * kStep + half) * C + c) * 4);
-            unroll<R>([&](auto r) __attribute__((always_inline)) {
-              acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w[r], a);
-            });
+            acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w[r], a);
           });
         });
       });
       unroll<R * C>([&](auto i) __attribute__((always_inline)) {
-        totals[i] = _mm256_add_epi32(totals[i], widen_sums(acc[i]));
+        const __m256i wide = widen_sums(acc[i]);
+        totals[i] = ONE && f == 0 ? wide : _mm256_add_epi32(totals[i], wide);
+      });
+    });
+  }
+
+  // Four streams of nibbles, few rows: block after block, each vector of codes is loaded once.
+  inline __attribute__((always_inline)) void add_chunk_by_blocks(const TileJob& job, const __m256i* zeros,
+                                                                 __m256i* totals) {
+    const __m256i low_nibbles = kLowNibbles;
+    unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
+      __m256i acc[R * C];
+      unroll<C>([&](auto c) __attribute__((always_inline)) {
+        const __m256i sum = broadcast4(x_sums + f * C + c);
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          acc[c * R + r] = FORM == Form::u4 ? _mm256_mullo_epi16(sum, zeros[r]) : sum;
+        });
+      });
+      unroll<FLUSH / 8>([&](auto s) __attribute__((always_inline)) {
+        constexpr int kStep = f * (FLUSH / 8) + s;
+        __m256i a[2 * C];
+        unroll<2 * C>([&](auto i) __attribute__((always_inline)) { a[i] = broadcast4(x + (2 * kStep * C + i) * 4); });
+        unroll<R>([&](auto r) __attribute__((always_inline)) {
+          const Codes8<FORM> w(codes + r * job.code_stride + kStep * kBytesPer8<FORM>, low_nibbles);
+          unroll<C>([&](auto c) __attribute__((always_inline)) {
+            acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w.first, a[c]);
+            acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w.second, a[C + c]);
+          });
+        });
+      });
+      unroll<R * C>([&](auto i) __attribute__((always_inline)) {
+        const __m256i wide = widen_sums(acc[i]);
+        totals[i] = ONE && f == 0 ? wide : _mm256_add_epi32(totals[i], wide);
       });
     });
   }
@@ -172,17 +232,20 @@ struct Tile {
   inline __attribute__((always_inline)) void add_chunk_by_rows(const TileJob& job, __m256i* totals) {
     unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
       __m256i w[2 * R];
-      unroll<R>([&](auto r) __attribute__((always_inline)) {
-        const uint8_t* p = codes + r * job.code_stride + f * kBytesPer8<FORM>;
-        w[2 * r] = load_codes<FORM, 0>(p);
-        w[2 * r + 1] = load_codes<FORM, 1>(p);
+      unroll<2 * R>([&](auto i) __attribute__((always_inline)) {
+        w[i] = load_codes<FORM, i / R>(codes + i % R * job.code_stride + f * kBytesPer8<FORM>);
       });
       unroll<C>([&](auto c) __attribute__((always_inline)) {
+        __m256i acc[R];
         const __m256i sum = broadcast4(x_sums + f * C + c);
-        const __m256i a0 = broadcast4(x + (2 * f * C + c) * 4), a1 = broadcast4(x + ((2 * f + 1) * C + c) * 4);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r] = sum; });
+        unroll<2>([&](auto half) __attribute__((always_inline)) {
+          const __m256i a = broadcast4(x + ((2 * f + half) * C + c) * 4);
+          unroll<R>([&](auto r)
+                        __attribute__((always_inline)) { acc[r] = multiply_add_bytes(acc[r], w[half * R + r], a); });
+        });
         unroll<R>([&](auto r) __attribute__((always_inline)) {
-          const __m256i acc = multiply_add_bytes(multiply_add_bytes(sum, w[2 * r], a0), w[2 * r + 1], a1);
-          totals[c * R + r] = _mm256_add_epi32(totals[c * R + r], widen_sums(acc));
+          totals[c * R + r] = add_totals(totals[c * R + r], widen_sums(acc[r]));
         });
       });
     });
@@ -191,22 +254,31 @@ struct Tile {
   inline __attribute__((always_inline)) void prefetch(const TileJob& job) {
     unroll<R>([&](auto r) __attribute__((always_inline)) {
       unroll<kLines>([&](auto i) __attribute__((always_inline)) {
-        _mm_prefetch(next + r * job.code_stride + i * (job.next_step / kLines), _MM_HINT_T0);
+        if constexpr (R == 4) {
+          _mm_prefetch(codes + r * job.code_stride + kStreamAhead + i * 64, _MM_HINT_T0);
+        } else {
+          _mm_prefetch(next + r * job.code_stride + i * (job.next_step / kLines), _MM_HINT_T0);
+        }
       });
     });
-    next += job.next_step;
+    if constexpr (R != 4) next += job.next_step;
   }
 
   inline __attribute__((always_inline)) void add_group(const TileJob& job, int64_t g, __m256i* totals) {
     __m256i zeros[R];
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      totals[r] = _mm256_setzero_si256();
-      if constexpr (FORM == Form::u4) zeros[r] = load_zeros(job.zeros + r * job.zero_stride + g * job.zero_step);
-    });
-    unroll<R * C>([&](auto i) __attribute__((always_inline)) { totals[i] = _mm256_setzero_si256(); });
-    for (int64_t k = 0; k < job.group; k += kChunk) {
+    if constexpr (FORM == Form::u4) {
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        zeros[r] = load_zeros(job.zeros + r * job.zero_stride + g * job.zero_step);
+      });
+    }
+    if constexpr (!ONE)
+      unroll<R * C>([&](auto i) __attribute__((always_inline)) { totals[i] = _mm256_setzero_si256(); });
+    int64_t k = 0;
+    do {
       prefetch(job);
-      if constexpr (FLUSH == 8) {
+      if constexpr (R == 4) {
+        add_chunk_by_blocks(job, zeros, totals);
+      } else if constexpr (FLUSH == 8) {
         add_chunk_by_rows(job, totals);
       } else {
         add_chunk(job, zeros, totals);
@@ -214,23 +286,26 @@ struct Tile {
       codes += kChunkBytes;
       x += kChunk * C;
       x_sums += kFlushes * C;
-    }
+      k += kChunk;
+    } while (!ONE && k < job.group);
   }
 };
 
-template <Form FORM, int FLUSH, int R, int C>
+template <Form FORM, int FLUSH, bool ONE, int R, int C>
 __attribute__((noinline)) void multiply_tile(const TileJob& job_in_memory) {
-  using T = Tile<FORM, FLUSH, R, C>;
   const TileJob job = job_in_memory;
-  T at{job.codes, job.x, job.x_sums, job.next};
-  if (job.is_first) std::memset(job.sums, 0, R * C * 32);
-  for (int64_t g = 0; g < job.num_groups; ++g) {
+  Tile<FORM, FLUSH, ONE, R, C> at{job.codes, job.x, job.x_sums, job.next};
+  if (job.is_first) unroll<R * C>([&](auto i) { _mm256_store_ps(job.sums + i * 8, _mm256_setzero_ps()); });
+  const float* x_scales = job.x_scales;
+  for (int64_t g = 0; g < job.num_groups; ++g, x_scales += C) {
     __m256i totals[R * C];
     at.add_group(job, g, totals);
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      const __m256 w_scale = group_scales<FORM>(job, r, g);
-      unroll<C>([&](auto c) __attribute__((always_inline)) {
-        const __m256 scale = _mm256_mul_ps(w_scale, _mm256_broadcast_ss(job.x_scales + g * C + c));
+    __m256 scales[R];
+    load_group_scales<FORM, R>(job, g, scales);
+    unroll<C>([&](auto c) __attribute__((always_inline)) {
+      const __m256 x_scale = _mm256_broadcast_ss(x_scales + c);
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        const __m256 scale = _mm256_mul_ps(scales[r], x_scale);
         float* sum = job.sums + (c * R + r) * 8;
         _mm256_store_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(totals[c * R + r]), scale, _mm256_load_ps(sum)));
       });
