@@ -10,6 +10,7 @@ keeps a matrix H that is estimated from few inputs reliable. Inside, arrays are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,10 +22,11 @@ from .schemes import Format
 
 Array = np.ndarray
 SPAN = 1024  # columns
-CHUNK_ROWS = 256  # rounded together: 1 MiB of a span
+CHUNK_ROWS = 1024  # rounded together: 4 MiB of a span, shared by many short numpy calls
 DAMPING = 0.1  # of the mean of H's diagonal
 GIANT = 4.0  # times the usual length of an input: longer ones, like those of a first token, count as if they had this length
-STEP = 32  # columns between updates of all later ones, where a scale has more
+STEP = 32  # columns that feed back at once; the rest of their panel follows, then all later columns
+PANEL = 128
 
 Column = Callable[[Array, Array, Array | None], tuple[Array, Array]]  # values, scales, zeros → codes, rounded values
 
@@ -98,34 +100,43 @@ class _Span:
 
     def round(self, values: Array, codes: Array, scales: Array, zeros: Array | None, finds_scales: bool) -> None:
         """`values` [K', R] are used up; `codes` [K', R]; `scales` and `zeros` [groups, R], found here or given."""
-        step = min(self._fmt.group, 4 * STEP) if finds_scales else STEP
+        step = _step_of(self._fmt.group)
         group_len = self._fmt.group
+        panel_len = -(-PANEL // group_len) * group_len if finds_scales else PANEL
+        errors = np.empty_like(values)  # over U's diagonal
         for start in range(0, len(values), step):
             stop = min(start + step, len(values))
             group = start // group_len if finds_scales else 0
             if finds_scales and start % group_len == 0:
                 self._find_scales(values[start : start + group_len], start, group, scales, zeros)
-            errors = self._round_step(values, codes, start, stop, scales[group], None if zeros is None else zeros[group])
-            if stop < len(values):
-                values[stop:] -= self._factor[start:stop, stop:].T @ errors
+            own_zeros = None if zeros is None else zeros[group]
+            self._round_step(values, codes, errors[start:stop], start, scales[group], own_zeros)
+            panel_stop = min((start // panel_len + 1) * panel_len, len(values))
+            if stop < panel_stop:  # soon: the rest of the panel; all later columns once, when the panel is done
+                values[stop:panel_stop] -= self._factor[start:stop, stop:panel_stop].T @ errors[start:stop]
+            elif stop < len(values):
+                panel = slice(stop - panel_len, stop)
+                values[stop:] -= self._factor[panel, stop:].T @ errors[panel]
 
     def _find_scales(self, block: Array, start: int, group: int, scales: Array, zeros: Array | None) -> None:
-        weights = np.broadcast_to(self._importance[start : start + len(block), None], block.shape)
-        _, scales[group], found_zeros = self._rounder(block, weights, self._fmt, True)
+        _, scales[group], found_zeros = self._rounder(block, self._importance[start : start + len(block)], self._fmt, True)
         if zeros is not None and found_zeros is not None:
             zeros[group] = found_zeros
 
-    def _round_step(self, values: Array, codes: Array, start: int, stop: int, scales: Array, zeros: Array | None) -> Array:
-        """Rounds columns start … stop; returns their errors over U's diagonal [columns, R]."""
-        errors = np.empty((stop - start, values.shape[1]), np.float32)
-        for j in range(start, stop):
+    def _round_step(self, values: Array, codes: Array, errors: Array, start: int, scales: Array, zeros: Array | None) -> None:
+        """Rounds the columns from `start`, as many as `errors` [columns, R] has."""
+        stop = start + len(errors)
+        for j, error in zip(range(start, stop), errors, strict=True):
             codes[j], rounded = self._column(values[j], scales, zeros)
-            error = errors[j - start]
             np.subtract(values[j], rounded, out=error)
             error /= self._factor[j, j]
             if j + 1 < stop:
                 values[j + 1 : stop] -= self._factor[j, j + 1 : stop, None] * error
-        return errors
+
+
+def _step_of(group: int) -> int:
+    """Columns of a step: they divide a group and a panel."""
+    return math.gcd(group, STEP)
 
 
 def _integer_column(fmt: Format) -> Column:

@@ -28,10 +28,10 @@ NUM_THREADS = 2
 TINY = np.float32(2.0**-119)  # smaller maxima count as zero, as for activations
 
 # Multiples of max|w| / qmax (as reciprocals: codes that the largest value is mapped to, relative to the range).
-CLIP_4BIT = tuple(float(x) for x in np.round(np.linspace(0.90, 1.5, 16), 3))
+CLIP_4BIT = tuple(float(x) for x in np.round(np.linspace(0.92, 1.46, 10), 3))
 CLIP_8BIT = (1.0, 1.02, 1.06)
 CLIP_FLOAT = (1.0, 0.875, 0.75, 0.625)
-CLIP_ZEROS = tuple(float(x) for x in np.round(np.linspace(0.96, 1.5, 12), 3))
+CLIP_ZEROS = tuple(float(x) for x in np.round(np.linspace(0.96, 1.44, 9), 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,11 @@ class Rounded:
 
 
 def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None, search: bool = True) -> Rounded:
-    """`matrix` [N, K] f32, all finite. `importance` [K] ≥ 0: weight of an error in each column. Without `search`: plain rounding."""
+    """`matrix` [N, K] f32, all finite. `importance` [K] ≥ 0: weight of an error in each column, where a group is a whole row.
+
+    Without `search`: plain rounding to nearest."""
+    if importance is not None and (fmt.group != matrix.shape[1] or fmt.rows_per_scale > 1):
+        raise ValueError(f"importance of columns in groups of {fmt.group} × {fmt.rows_per_scale}, expected whole rows of {matrix.shape[1]}")
     num_rows, num_columns = matrix.shape
     num_groups = num_columns // fmt.group
     codes = np.empty((num_rows, num_columns), np.uint8)
@@ -58,8 +62,7 @@ def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None,
     def round_rows(start: int) -> None:
         rows = slice(start, start + step)
         block = matrix[rows]
-        grouped, weights = _grouped(block, fmt), _grouped_importance(importance, block.shape[0], fmt)
-        found = rounder(grouped, weights, fmt, search)
+        found = rounder(_grouped(block, fmt), importance, fmt, search)
         _place(found, codes[rows], scales[rows], None if zeros is None else zeros[rows], fmt)
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -102,13 +105,6 @@ def _grouped(block: Array, fmt: Format) -> Array:
     return np.ascontiguousarray(block.reshape(-1, fmt.group).T)
 
 
-def _grouped_importance(importance: Array | None, num_rows: int, fmt: Format) -> Array | None:
-    """The importance of each element of a block as `_grouped` lays it out."""
-    if importance is None:
-        return None
-    return _grouped(np.broadcast_to(np.asarray(importance, np.float32), (num_rows, len(importance))), fmt)
-
-
 def _place(found: tuple[Array, Array, Array | None], codes: Array, scales: Array, zeros: Array | None, fmt: Format) -> None:
     """Writes grouped codes [G, M], scales [M] and zeros [M] where their rows are."""
     grouped, own_scales, own_zeros = found
@@ -130,7 +126,7 @@ Found = tuple[Array, Array, Array | None]
 
 
 def grouped_rounder(fmt: Format) -> Callable[[Array, Array | None, Format, bool], Found]:
-    """Rounds a block [G, M] whose groups are its columns: (block, importance or None, format, search) → codes, scales, zeros."""
+    """Rounds a block [G, M] whose groups are its columns: (block, importance [G] or None, format, search) → codes, scales, zeros."""
     if fmt.has_zeros:
         return _round_with_zeros
     return _round_floats if fmt.dtype in FLOATS else _round_integers
@@ -155,15 +151,17 @@ def _round_integers(w: Array, h: Array | None, fmt: Format, search: bool) -> Fou
 
 def _fitted_scales(w: Array, h: Array | None, extreme: Array, low: np.float32, high: np.float32, factors: tuple[float, ...]) -> Array:
     """[M]: of the candidates that map the extreme to `low` times a factor, the least-squares scale of the one that it serves best."""
-    wh = w if h is None else w * h
+    weights = np.ones(len(w), np.float32) if h is None else h
     best_gain = np.full(w.shape[1], -1.0, np.float32)
     best_scale = np.zeros(w.shape[1], np.float32)
     unit = low / np.where(extreme == 0, np.float32(1), extreme)  # codes per value
+    q, product = np.empty_like(w), np.empty_like(w)
     for factor in factors:
-        q = np.rint(w * (unit * np.float32(factor)))
+        np.multiply(w, unit * np.float32(factor), out=q)
+        np.rint(q, out=q)
         np.clip(q, low, high, out=q)
-        along = np.einsum("gm,gm->m", q, wh)
-        size = np.einsum("gm,gm->m", q, q) if h is None else np.einsum("gm,gm,gm->m", q, q, h)
+        along = weights @ np.multiply(q, w, out=product)
+        size = weights @ np.multiply(q, q, out=product)
         known = np.where(size > 0, size, 1)
         gain = along * along / known  # by how much the best scale lowers the error
         is_better = gain > best_gain
@@ -245,6 +243,5 @@ def _inverse(scales: Array) -> Array:
 def _error(w: Array, rounded: Array, h: Array | None) -> Array:
     """[M]: Σ h·(w − ŵ)² of each group."""
     difference = w - rounded
-    if h is None:
-        return np.einsum("gm,gm->m", difference, difference)
-    return np.einsum("gm,gm,gm->m", difference, difference, h)
+    weights = np.ones(len(w), np.float32) if h is None else h
+    return weights @ np.multiply(difference, difference, out=difference)
