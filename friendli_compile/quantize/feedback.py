@@ -49,15 +49,15 @@ def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
     zeros = np.empty(scales.shape, np.uint8) if fmt.has_zeros else None
     is_grouped = fmt.group <= SPAN
     if not is_grouped:
-        whole = round_matrix(matrix, fmt, importance=importance)
+        whole = round_matrix(matrix, fmt, importance=importance if fmt.group == num_columns else None)
         scales[...] = whole.scales.T
         if zeros is not None and whole.zeros is not None:
             zeros[...] = whole.zeros.T
-    width = SPAN // fmt.group * fmt.group if is_grouped else SPAN
+    width = _span_len(fmt.group)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         for first in range(0, num_columns, width):
             columns = slice(first, min(first + width, num_columns))
-            span = _Span(fmt, _factor(inputs[:, columns]), importance[columns], first)
+            span = _Span(fmt, _factor(inputs[:, columns]), importance[columns])
 
             def round_rows(start: int, columns: slice = columns, span: _Span = span) -> None:
                 rows = slice(start, start + CHUNK_ROWS)
@@ -69,6 +69,13 @@ def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
             list(pool.map(round_rows, range(0, num_rows, CHUNK_ROWS)))
     by_rows = np.ascontiguousarray
     return Rounded(by_rows(codes.T), by_rows(scales.T), None if zeros is None else by_rows(zeros.T))
+
+
+def _span_len(group: int) -> int:
+    """Columns of a span: whole groups, or a part that divides a group."""
+    if group <= SPAN:
+        return SPAN // group * group
+    return next(width for width in range(SPAN, 0, -1) if group % width == 0)
 
 
 def _without_giants(inputs: Array) -> Array:
@@ -93,8 +100,8 @@ def _factor(inputs: Array) -> Array:
 class _Span:
     """Neighbouring columns that feed back into each other."""
 
-    def __init__(self, fmt: Format, factor: Array, importance: Array, first: int) -> None:
-        self._fmt, self._factor, self._importance, self._first = fmt, factor, importance, first
+    def __init__(self, fmt: Format, factor: Array, importance: Array) -> None:
+        self._fmt, self._factor, self._importance = fmt, factor, importance
         self._rounder = grouped_rounder(fmt)
         self._column = _float_column(fmt) if fmt.dtype in FLOATS else _integer_column(fmt)
 

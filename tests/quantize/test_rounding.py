@@ -174,6 +174,17 @@ def test_feedback_works_in_spans_and_chunks_of_rows_and_without_any_input() -> N
     np.testing.assert_array_equal(round_with_feedback(values, fmt, 0 * inputs).codes, round_matrix(values, fmt).codes)
 
 
+@pytest.mark.parametrize("group", [32, 96, 1536, 3072])
+def test_feedback_keeps_the_scales_of_every_group_whatever_the_span(group: int) -> None:
+    rng = np.random.default_rng(0)
+    values = (rng.standard_normal((9, 3072)) * np.exp(rng.uniform(-1, 1, (1, 3072 // 96))).repeat(96, axis=1)).astype(np.float32)
+    fmt = Format("i4", group, "f16", "f32", 3072)
+    rounded = round_with_feedback(values, fmt, rng.standard_normal((64, 3072)).astype(np.float32))
+    peak = np.abs(values.reshape(9, -1, group)).max(axis=2)
+    assert (np.abs(rounded.scales) < peak / 4).all() and (np.abs(rounded.scales) > peak / 20).all()
+    assert np.square(dequantize(rounded, fmt) - values).sum() < 0.06 * np.square(values).sum()
+
+
 def test_scales_that_f16_cannot_hold_are_stored_as_f32() -> None:
     scheme = scheme_of("w4a8:g32")
     assert choose_format(matrix(), scheme).scale_dtype == "f16"
