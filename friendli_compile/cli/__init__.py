@@ -33,6 +33,7 @@ VERBS: dict[str, Verb] = {
     "serve": Verb("serve", "serve", "Serve an artifact over an OpenAI-compatible API."),
     "run": Verb("run", "run", "Answer one prompt in the terminal."),
     "chat": Verb("chat", "chat", "Chat with a model in the terminal."),
+    "check-template": Verb("check_template", "check_template", "Show how a model writes tool calls and reasoning, and test it."),
     "explain": Verb("explain", "explain", "Show what an artifact holds: memory, kernels, self-check."),
     "bench": Verb("bench", "bench", "Measure an artifact beside the limits of this machine."),
     "doctor": Verb("doctor", "doctor", "Show what this machine can do, and what is missing."),

@@ -53,6 +53,9 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
 )
 @click.option("--tokenizer-skip-special-tokens", type=bool, default=True, show_default=True, help="Leave special tokens out of answers.")
 @click.option(
+    "--parse-reasoning", type=bool, default=False, show_default=True, help="Split reasoning from content unless a request says otherwise."
+)
+@click.option(
     "--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Require the key in this file (or FMO_API_KEY)."
 )
 @click.option(
@@ -71,6 +74,7 @@ def serve(
     drain_timeout: float,
     tokenizer_add_special_tokens: bool,
     tokenizer_skip_special_tokens: bool,
+    parse_reasoning: bool,
     api_key_file: Path | None,
     limits: tuple[str, ...],
     **engine: Any,
@@ -109,6 +113,7 @@ def serve(
             request_timeout_s=timeout_microseconds * 1e-6,
             num_request_threads=num_request_threads,
             max_queue_len=max_queue_len,
+            parse_reasoning=parse_reasoning,
         ),
     )
     return run_server(options, lambda line: click.echo(line, err=True))

@@ -18,15 +18,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ..metrics import CONTENT_TYPE, Metrics
 from ..sampling import InvalidSamplingParams, SamplingParams
-from ..structured.constraint import Constraint, ConstraintCompiler
-from ..structured.errors import InvalidConstraint
-from ..structured.response_format import grammar_of
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
+from .answer_plan import AnswerPlanner
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
@@ -57,13 +56,14 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
-    """`request_timeout_s` 0: none. `api_key` None: no authentication."""
+    """`request_timeout_s` 0: none. `api_key` None: no authentication. `parse_reasoning`: unless a request says otherwise."""
 
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = None
     request_timeout_s: float = 0.0
     num_request_threads: int = 4
     max_queue_len: int = 1024
+    parse_reasoning: bool = False
 
 
 class App:
@@ -79,7 +79,6 @@ class App:
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._constraint_pool = ThreadPoolExecutor(1, "fmo-constraint")  # schemas that take long hold up each other only
-        self._constraints: ConstraintCompiler | None = None
         self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._counted(self._chat)),
@@ -124,6 +123,20 @@ class App:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
         for generation in list(self.active):
             generation.abort(failure)
+
+    @cached_property
+    def _planner(self) -> AnswerPlanner:
+        """Made by the first request: the vocabulary is the engine's, which the bridge knows once it is attached."""
+        model, options = self.model, self.options
+        vocab_size = self.bridge.engine.vocab_size
+        return AnswerPlanner(
+            model.tokenizer,
+            model.chat_template,
+            vocab_size,
+            model.eos_token_ids,
+            options.limits,
+            parse_reasoning=options.parse_reasoning,
+        )
 
     def _handler(self, scope: Scope) -> Handler:
         path = scope["path"]
@@ -177,7 +190,14 @@ class App:
         request, prompts = await self._prepared(scope, receive, ChatRequest, self._chat_prompts)
         generation = self._generation(request, prompts)
         assert self.model.tokenizer is not None
-        answer = ChatAnswer(generation, secrets.token_hex(16), self.model.name, self.model.tokenizer, with_logprobs=bool(request.logprobs))
+        answer = ChatAnswer(
+            generation,
+            secrets.token_hex(16),
+            self.model.name,
+            self.model.tokenizer,
+            with_logprobs=bool(request.logprobs),
+            new_call_id=self._planner.new_call_id,
+        )
         await self._answer(request, generation, answer, receive, send)
 
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -198,7 +218,7 @@ class App:
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
         self._check_model(request.model)
         size = header(scope, b"content-length") or b""
-        if request.response_format is not None:
+        if _may_compile(request):
             prompts = await asyncio.get_running_loop().run_in_executor(self._constraint_pool, make_prompts, request)
         elif size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
             prompts = make_prompts(request)
@@ -214,20 +234,26 @@ class App:
             raise no_tokenizer("messages")
         if template is None:
             raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
-        token_ids = chat_prompt(request, tokenizer, template, self.options.limits)
+        plan = self._planner.plan_chat(request, params)
+        token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, self._planner.forms)
         renamed = {"logprobs": "top_logprobs"} | (
             {"max_tokens": "max_completion_tokens"} if request.max_completion_tokens is not None else {}
         )
-        return [self._prompt(request, token_ids, params, "messages", renamed)]
+        prompt = self._prompt(request, token_ids, params, "messages", renamed)
+        prompt.constraint, prompt.reading = self._planner.plan_answer(plan, request, prompt.params, tail)
+        return [prompt]
 
     def _completion_prompts(self, request: CompletionRequest) -> list[Prompt]:
         given, name = completion_prompts(request, self.options.limits)
         params = completion_params(request, self.model.tokenizer, self.options.limits)
         renamed = {"min_tokens": "min_total_tokens"} if request.min_total_tokens is not None else {}
-        return [
+        prompts = [
             self._prompt(request, token_ids, params, name, renamed)
             for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
         ]
+        for prompt in prompts:
+            prompt.constraint = self._planner.plan_format(prompt.params)
+        return prompts
 
     def _prompt(
         self, request: GenerationRequest, token_ids: list[int], params: SamplingParams, name: str, renamed: dict[str, str]
@@ -239,21 +265,7 @@ class App:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
         except InvalidSamplingParams as error:
             raise as_api_error(error, name, renamed) from None
-        return Prompt(token_ids, with_fixed_seeds(params), self._constraint(params))
-
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
-        """What the answer must look like; None: anything. Raises ApiError 400. Runs on one thread only."""
-        try:
-            grammar = grammar_of(params.response_format, self.options.limits.of_constraints)
-            if grammar is None:
-                return None
-            if self.model.tokenizer is None:
-                raise no_tokenizer("response_format")
-            if self._constraints is None:
-                self._constraints = ConstraintCompiler(self.model.tokenizer, self.bridge.engine.vocab_size, self.model.eos_token_ids)
-            return self._constraints.compile(grammar, (*params.eos_token_ids, *params.stop_token_ids))
-        except InvalidConstraint as error:
-            raise bad_request(str(error), error.param, "invalid_constraint") from None
+        return Prompt(token_ids, with_fixed_seeds(params))
 
     def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
         limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]
@@ -373,6 +385,13 @@ async def _abort_when_gone(receive: Receive, generation: Generation) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     generation.abort(ClientGone())
+
+
+def _may_compile(request: GenerationRequest) -> bool:
+    """Whether a grammar may have to be compiled, which can take long."""
+    if request.response_format is not None:
+        return True
+    return isinstance(request, ChatRequest) and (bool(request.tools) or request.reasoning_budget is not None)
 
 
 def _key_hash(key: bytes) -> bytes:

@@ -8,13 +8,18 @@ What a user writes stays text: special tokens spelled in a message do not become
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
-from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_chat
+from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_prompt
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
+from ..tools.forms import AnswerForms, AnswerPiece, AnswerReader
+from ..tools.parser import CallDelta
+from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation
@@ -26,14 +31,30 @@ _EMPTY_ONLY = frozenset({"refusal", "annotations", "audio", "function_call"})
 """Fields that OpenAI clients send back with an assistant's message; they hold nothing that a template reads."""
 
 
-def chat_prompt(request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate, limits: Limits) -> list[int]:
-    """Token ids of the conversation up to the assistant's turn. Raises ApiError."""
+def chat_prompt(
+    request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate, limits: Limits, plan: ChatPlan, forms: AnswerForms | None
+) -> tuple[list[int], str]:
+    """Token ids of the conversation up to the assistant's turn, and the end of its text. Raises ApiError."""
     messages = checked_messages(request.messages, limits)
+    if forms is not None and forms.calls is not None and forms.calls.arguments_as_text:
+        messages = [_with_text_arguments(message) for message in messages]
+    tools = plan.tools.tools if plan.tools is not None else None
     try:
-        return encode_chat(template, tokenizer, messages, variables=request.chat_template_kwargs)
+        return encode_prompt(template, tokenizer, messages, variables=plan.template_variables, tools=tools)
     except ChatTemplateError as error:
         param = "chat_template_kwargs" if "template variable" in str(error) else "messages"
         raise invalid_value(str(error), param, code="chat_template") from None
+
+
+def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """For templates that want the arguments of earlier calls as JSON text."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        arguments = msgspec.json.encode(call["function"]["arguments"]).decode()
+        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
+    return {**message, "tool_calls": calls}
 
 
 def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
@@ -113,30 +134,62 @@ def _checked_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return checked
 
 
+@dataclass(slots=True)
+class _Choice:
+    """What was read of one choice. `call_ids`: of the calls that began."""
+
+    reader: AnswerReader
+    has_role: bool = False
+    reasoning: list[str] = field(default_factory=list)
+    content: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
 class ChatAnswer:
     """Deltas to chat chunks, or to one chat completion."""
 
-    def __init__(self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer, *, with_logprobs: bool) -> None:
+    def __init__(
+        self,
+        generation: Generation,
+        answer_id: str,
+        model: str,
+        tokenizer: Tokenizer,
+        *,
+        with_logprobs: bool,
+        new_call_id: Callable[[], str],
+    ) -> None:
         self._generation = generation
         self._id, self._model, self._tokenizer = f"chatcmpl-{answer_id}", model, tokenizer
         self._with_logprobs = with_logprobs
-        self._has_role: set[int] = set()
-        self._texts: dict[int, list[str]] = {}
-        self._logprobs: dict[int, list[dict[str, Any]]] = {}
-        self._finish_reasons: dict[int, str] = {}
+        self._new_call_id = new_call_id
+        reading = generation.prompts[0].reading
+        assert reading is not None
+        self._choices = [_Choice(AnswerReader(reading)) for _ in range(generation.num_samples)]
+        if reading.splits_reasoning and reading.forms.reasoning is not None:
+            generation.usage.num_reasoning_tokens = 0
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
-        """The frames of one delta: text if it has any, then the end if it is the last."""
+        """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last."""
+        choice = self._choices[choice_idx]
+        piece = self._read(choice, delta)
+        contents: list[dict[str, Any]] = []
+        if piece.reasoning:
+            contents.append({"reasoning_content": piece.reasoning})
+        if piece.content:
+            contents.append({"content": piece.content})
+        for call in piece.calls:
+            contents.append({"tool_calls": [self._call_delta(choice, call)]})
+        if not contents and ((self._with_logprobs and delta.logprobs) or (choice.finish_reason and not choice.has_role)):
+            contents.append({"content": ""})
         frames = []
-        is_last = delta.finish_reason is not None
-        if delta.text or (self._with_logprobs and delta.logprobs) or (is_last and choice_idx not in self._has_role):
-            content: dict[str, Any] = {"content": delta.text}
-            if choice_idx not in self._has_role:
-                self._has_role.add(choice_idx)
-                content = {"role": "assistant", **content}
-            frames.append(self._chunk(choice_idx, content, None, delta.logprobs))
-        if is_last:
-            frames.append(self._chunk(choice_idx, {}, delta.finish_reason, []))
+        for number, content in enumerate(contents):
+            role = {} if choice.has_role else {"role": "assistant"}
+            choice.has_role = True
+            frames.append(self._chunk(choice_idx, {**role, **content}, None, delta.logprobs if number == 0 else []))
+        if choice.finish_reason is not None:
+            frames.append(self._chunk(choice_idx, {}, choice.finish_reason, []))
         return frames
 
     def usage_chunk(self) -> dict[str, Any]:
@@ -144,29 +197,57 @@ class ChatAnswer:
 
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         """Collects a delta for `whole`."""
-        self._texts.setdefault(choice_idx, []).append(delta.text)
-        self._logprobs.setdefault(choice_idx, []).extend(map(self._logprob, delta.logprobs if self._with_logprobs else ()))
-        if delta.finish_reason is not None:
-            self._finish_reasons[choice_idx] = delta.finish_reason
+        choice = self._choices[choice_idx]
+        piece = self._read(choice, delta)
+        choice.reasoning.append(piece.reasoning)
+        choice.content.append(piece.content)
+        for call in piece.calls:
+            if call.name is not None:
+                choice.calls.append(self._call_delta(choice, call))
+                del choice.calls[-1]["index"]
+            else:
+                choice.calls[-1]["function"]["arguments"] += call.arguments
+        choice.logprobs.extend(map(self._logprob, delta.logprobs if self._with_logprobs else ()))
 
     def whole(self) -> dict[str, Any]:
-        choices = [
-            {
-                "index": i,
-                "message": {"role": "assistant", "content": "".join(self._texts[i])},
-                "finish_reason": reason,
-                "logprobs": {"content": self._logprobs[i]} if self._with_logprobs else None,
-            }
-            for i, reason in sorted(self._finish_reasons.items())
-        ]
         return {
             "id": self._id,
             "object": "chat.completion",
             "created": int(time.time()),
             "model": self._model,
-            "choices": choices,
+            "choices": [self._whole_choice(i, choice) for i, choice in enumerate(self._choices) if choice.finish_reason is not None],
             "usage": self._generation.usage.as_json(),
         }
+
+    def _whole_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        content = "".join(choice.content)
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not choice.calls else None}
+        if reasoning := "".join(choice.reasoning):
+            message["reasoning_content"] = reasoning
+        if choice.calls:
+            message["tool_calls"] = choice.calls
+        logprobs = {"content": choice.logprobs} if self._with_logprobs else None
+        return {"index": index, "message": message, "finish_reason": choice.finish_reason, "logprobs": logprobs}
+
+    def _read(self, choice: _Choice, delta: TextDelta) -> AnswerPiece:
+        """What a delta adds; the last one sets the choice's finish reason."""
+        usage = self._generation.usage
+        if usage.num_reasoning_tokens is not None and choice.reader.in_reasoning:
+            usage.num_reasoning_tokens += delta.num_tokens
+        piece = choice.reader.push(delta.text)
+        if delta.finish_reason is not None:
+            last = choice.reader.finish()
+            piece = AnswerPiece(piece.reasoning + last.reasoning, piece.content + last.content, [*piece.calls, *last.calls])
+            is_call = delta.finish_reason == "stop" and choice.reader.num_calls > 0
+            choice.finish_reason = "tool_calls" if is_call else delta.finish_reason
+        return piece
+
+    def _call_delta(self, choice: _Choice, call: CallDelta) -> dict[str, Any]:
+        """One entry of `tool_calls`; the first of a call has its id and name."""
+        if call.name is None:
+            return {"index": call.call_idx, "type": "function", "function": {"arguments": call.arguments}}
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"index": call.call_idx, "id": call.call_id or self._new_call_id(), "type": "function", "function": function}
 
     def _frame(self) -> dict[str, Any]:
         return {"id": self._id, "object": "chat.completion.chunk", "created": int(time.time()), "model": self._model}

@@ -98,6 +98,13 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    parse_reasoning: bool | None = None
+    include_reasoning: bool | None = None
+    reasoning_effort: str | None = None
+    reasoning_budget: int | None = None
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):

@@ -19,10 +19,13 @@ from dataclasses import dataclass, field, replace
 from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
 from ..metrics import Metrics
 from ..sampling import SamplingParams
+from ..structured.after_reasoning import AfterReasoning
 from ..structured.constraint import Constraint
 from ..structured.mask_feeder import CONSTRAINT_ERROR
 from ..tokenizer.sample_text import SampleText, TextDelta
 from ..tokenizer.tokenizer import Tokenizer
+from ..tools.constraint import CallConstraint
+from ..tools.forms import ReadOptions
 from .bridge import Bridge, Channel
 from .errors import ApiError, invalid_value, unavailable
 
@@ -31,11 +34,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Prompt:
-    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample. `constraint`: what the answers must look like."""
+    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample.
+
+    `constraint`: what the answers must look like. `reading`: how the answers of a chat are read.
+    """
 
     token_ids: list[int]
     params: SamplingParams
-    constraint: Constraint | None = None
+    constraint: Constraint | AfterReasoning | CallConstraint | None = None
+    reading: ReadOptions | None = None
 
 
 @dataclass(slots=True)
@@ -53,13 +60,16 @@ class Usage:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_completion_tokens: int = 0
+    num_reasoning_tokens: int | None = None
 
     def as_json(self) -> dict[str, object]:
+        reasoning = {"completion_tokens_details": {"reasoning_tokens": self.num_reasoning_tokens}}
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_completion_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+            **(reasoning if self.num_reasoning_tokens is not None else {}),
         }
 
 
@@ -102,9 +112,10 @@ class Generation:
     def start(self) -> None:
         """Submits all prompts, or none: raises ApiError 422, 429 or 503."""
         for prompt_idx, prompt in enumerate(self.prompts):
+            shown_ids = prompt.reading.shown_ids if prompt.reading is not None else frozenset()
             accepts = prompt.constraint.accepts if prompt.constraint is not None else None
             for sample_idx in range(prompt.params.n):
-                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts)
+                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts, shown_ids)
                 self._choices.append(_Choice(text, prompt_idx, sample_idx))
         try:
             for prompt_idx, prompt in enumerate(self.prompts):

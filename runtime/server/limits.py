@@ -29,6 +29,7 @@ class Limits:
     max_stop_tokens: int = 64
     max_bad_words: int = 256
     max_logit_bias: int = 1024
+    max_tools: int = 128
     max_schema_bytes: int = 256 * 2**10
     max_subschemas: int = 1024
     max_regex_bytes: int = 4096

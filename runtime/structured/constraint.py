@@ -93,7 +93,7 @@ class ConstraintCompiler:
     """Compiles grammars for `tokenizer` and a model of `vocab_size` logits; the last ones used are kept."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
         self._lock = threading.Lock()
@@ -106,6 +106,15 @@ class ConstraintCompiler:
             return Constraint(self._matcher(grammar, param), self._ll_tokenizer, end_ids)
         except ConstraintFailed as error:
             raise InvalidConstraint(f"no text of this model satisfies the constraint: {error}", param) from None
+
+    @cached_property
+    def any_token(self) -> bytes:
+        """The mask of all tokens that have text and are no special ones."""
+        mask = bytearray(num_mask_bytes(self._vocab_size))
+        for token_id in range(min(self._vocab_size, self.tokenizer.backend.get_vocab_size(with_added_tokens=True))):
+            if token_id not in self.tokenizer.special_ids:
+                mask[token_id // 8] |= 1 << token_id % 8
+        return bytes(mask)
 
     def _matcher(self, grammar: Grammar, param: str) -> LLMatcher:
         with self._lock:
@@ -134,9 +143,9 @@ class ConstraintCompiler:
 
         if not self._eos_ids:
             raise InvalidConstraint("this model has no end-of-sequence token, so a constrained answer could not end")
-        if not self._tokenizer.has_token_bytes:
+        if not self.tokenizer.has_token_bytes:
             raise InvalidConstraint("the tokenizer of this model does not say which bytes its tokens stand for")
-        wrapper = TokenizerWrapper(_Vocabulary(self._tokenizer, self._vocab_size, self._eos_ids[0]))
+        wrapper = TokenizerWrapper(_Vocabulary(self.tokenizer, self._vocab_size, self._eos_ids[0]))
         return LLTokenizer(wrapper, n_vocab=self._vocab_size, eos_token=list(self._eos_ids))
 
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError, nodes
+from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -21,6 +21,7 @@ from ..errors import ConfigError
 from .tokenizer import SPECIAL_TOKEN_NAMES, Tokenizer, read_json, unused_mark
 
 MAX_PROMPT_CHARS = 16 * 2**20
+_TAIL_CHARS = 256
 _FUNCTIONS = ("raise_exception", "strftime_now")
 RESERVED_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", *_FUNCTIONS, *SPECIAL_TOKEN_NAMES})
 """Variables that the server sets; `chat_template_kwargs` may not replace them."""
@@ -47,6 +48,9 @@ class ChatTemplate:
                 hint="fix the template in the checkpoint and compile again",
             ) from None
         self._special_tokens = special_tokens
+        self.source = source
+        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        """Names that the template reads, those that the server sets among them."""
 
     def render(
         self,
@@ -101,15 +105,37 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
 
 
 def encode_chat(
-    template: ChatTemplate, tokenizer: Tokenizer, messages: list[dict[str, Any]], *, variables: dict[str, Any] | None = None
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    *,
+    variables: dict[str, Any] | None = None,
+    tools: list[dict[str, Any]] | None = None,
 ) -> list[int]:
-    """Token ids of a conversation up to the assistant's turn; special tokens that messages spell stay text. Raises ChatTemplateError."""
-    mark = unused_mark(json.dumps([messages, variables], ensure_ascii=False))
+    """Token ids of a conversation up to the assistant's turn. What messages and tools spell like special tokens stays text.
+
+    Raises ChatTemplateError.
+    """
+    return encode_prompt(template, tokenizer, messages, variables=variables, tools=tools)[0]
+
+
+def encode_prompt(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: list[dict[str, Any]],
+    *,
+    variables: dict[str, Any] | None = None,
+    tools: list[dict[str, Any]] | None = None,
+) -> tuple[list[int], str]:
+    """As `encode_chat`, with the end of the prompt's text."""
+    mark = unused_mark(json.dumps([messages, variables, tools], ensure_ascii=False))
     if mark is None:
         raise ChatTemplateError("the messages use every Unicode non-character")
     marked = [{key: value if key == "role" else tokenizer.mark_special_text(value, mark) for key, value in msg.items()} for msg in messages]
-    text = template.render(marked, variables=tokenizer.mark_special_text(variables or {}, mark))
-    return tokenizer.encode_marked(text, mark)
+    text = template.render(
+        marked, tools=tokenizer.mark_special_text(tools, mark), variables=tokenizer.mark_special_text(variables or {}, mark)
+    )
+    return tokenizer.encode_marked(text, mark), text[-_TAIL_CHARS:]
 
 
 def template_tokens(tokenizer: Tokenizer) -> dict[str, str]:

@@ -49,6 +49,7 @@ class SampleText:
     """The text of one sample. After the output with a `finish_reason` (or `stopped_by_text`), further outputs are ignored.
 
     `accepts`: of a constrained sample, whether a text is a whole answer; a stop string ends the sample only after one.
+    `shown_ids`: special tokens that are part of the text.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class SampleText:
         params: SamplingParams,
         eos_ids: Sequence[int],
         accepts: Callable[[str], bool] | None = None,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
-        is_exact = accepts is not None
-        self._detokenizer: Detokenizer | None = tokenizer.detokenizer(prompt_ids, is_exact=is_exact) if tokenizer is not None else None
+        self._detokenizer: Detokenizer | None = None
+        if tokenizer is not None:
+            self._detokenizer = tokenizer.detokenizer(prompt_ids, is_exact=accepts is not None, shown_ids=shown_ids)
         self._stops = StopStrings(params.stop, accepts)
         self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
         self._end_sequences = sorted(params.stop_token_sequences, key=len, reverse=True)

@@ -85,11 +85,15 @@ class Tokenizer:
         """Whether `token_bytes` is what a token adds to any text: not so for decoders that look at several tokens."""
         return self._table is not None
 
-    def detokenizer(self, prompt_ids: Sequence[int], *, is_exact: bool = False) -> Detokenizer:
-        """A streaming decoder of the text that follows `prompt_ids`. `is_exact`: each token gives just its `token_bytes`, the first too."""
+    def detokenizer(self, prompt_ids: Sequence[int], *, is_exact: bool = False, shown_ids: frozenset[int] = frozenset()) -> Detokenizer:
+        """A streaming decoder of the text that follows `prompt_ids`.
+
+        `is_exact`: each token gives just its `token_bytes`, the first too. `shown_ids`: special tokens that are written nevertheless.
+        """
+        hidden_ids = self._hidden_ids - shown_ids
         if self._table is not None:
-            return TableDetokenizer(self._table, self._hidden_ids, prompt_ids, is_exact=is_exact)
-        return WindowDetokenizer(self.backend, self._hidden_ids, prompt_ids)
+            return TableDetokenizer(self._table, hidden_ids, prompt_ids, is_exact=is_exact)
+        return WindowDetokenizer(self.backend, hidden_ids, prompt_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that the token adds in the middle of a text; for a special token, its written form."""
@@ -116,6 +120,24 @@ class Tokenizer:
         if isinstance(value, dict):
             return {key: self.mark_special_text(item, mark) for key, item in value.items()}
         return value
+
+    def split_special(self, text: str) -> list[str | int]:
+        """`text` as ordinary text and ids of the special tokens that it spells."""
+        if not self._special_texts:
+            return [text] if text else []
+        parts: list[str | int] = []
+        pos = 0
+        for found in self._special_pattern.finditer(text):
+            if found.start() > pos:
+                parts.append(text[pos : found.start()])
+            parts.append(self._special_id(found[0]))
+            pos = found.end()
+        return parts + ([text[pos:]] if pos < len(text) else [])
+
+    def _special_id(self, text: str) -> int:
+        token_id = self.backend.token_to_id(text)
+        assert token_id is not None
+        return token_id
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
         """Token ids of a rendered chat prompt: no BOS is added (the template writes it), and marked special tokens are ordinary text."""

@@ -57,7 +57,7 @@ def start(
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
     max_queue_len = options.max_queue_len if options is not None else 1024
     engine = make_engine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
-    chat_template = ChatTemplate(template, {}) if with_template else None
+    chat_template = ChatTemplate(template, {"bos_token": "", "eos_token": "<|end|>"}) if with_template else None
     model = ServedModel("scripted", tokenizer if with_tokenizer else None, chat_template, (eos_id,))
     metrics = Metrics("1.2.3", lambda: app.gauges())
     app = App(model, bridge, metrics, options or AppOptions())

@@ -1,0 +1,142 @@
+"""A grammar (Lark, as llguidance reads it) of answers with tool calls: known functions only, arguments valid for their schema.
+
+    auto       any text; from the trigger on calls, and nothing after them      required   calls from the first token on
+
+Literals of the dialect that are special tokens of the tokenizer become just those tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ..structured.constraint import JSON_WHITESPACE
+from ..structured.response_format import Grammar
+from ..tokenizer.tokenizer import Tokenizer
+from .dialect import CallDialect, Parameters, Slot
+
+_ANY_TEXT = r"/(.|\n)*/"
+
+
+def call_grammar(
+    dialect: CallDialect, schemas: Mapping[str, dict[str, Any]], tokenizer: Tokenizer, *, is_required: bool, is_parallel: bool
+) -> Grammar:
+    """`schemas`: function → checked schema of its parameters (json_schema.checked_schema). Auto needs a dialect with a trigger."""
+    writer = _Writer(dialect, tokenizer)
+    names = list(schemas)
+    first_head = dialect.head
+    if is_required:
+        start = "first"
+    else:
+        assert dialect.trigger is not None
+        first_head = first_head[len(dialect.trigger) :]
+        start = f"{_ANY_TEXT} | triggered first"
+        writer.add_trigger(dialect.trigger)
+    more = is_parallel and dialect.separator is not None
+    calls = f"call_first {'call_more*' if more else ''} {writer.literal(dialect.end)}"
+    writer.add("first", calls)
+    writer.add_calls("call_first", first_head, names)
+    if more:
+        first = dialect.call[0]
+        assert isinstance(first, str) and dialect.separator is not None
+        writer.add_calls("call_more", dialect.separator + first, names)
+    for idx, name in enumerate(names):
+        writer.add_arguments(f"args_{idx}", schemas[name])
+    return Grammar("lark", "\n".join(["%llguidance {}", f"start: {start}", *writer.rules]) + "\n")
+
+
+class _Writer:
+    def __init__(self, dialect: CallDialect, tokenizer: Tokenizer) -> None:
+        self._dialect = dialect
+        self._tokenizer = tokenizer
+        self.rules: list[str] = []
+
+    def add(self, name: str, body: str) -> None:
+        self.rules.append(f"{name}: {body}")
+
+    def literal(self, text: str) -> str:
+        """Text as a sequence of strings and special tokens; empty text is no symbol at all."""
+        parts = self._tokenizer.split_special(text)
+        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+
+    def add_trigger(self, trigger: str) -> None:
+        parts = self._tokenizer.split_special(trigger)
+        if len(parts) == 1 and isinstance(parts[0], str):
+            self.add("triggered[lazy]", f"{_ANY_TEXT} {json.dumps(trigger)}")
+        else:
+            self.add("triggered", f"{_ANY_TEXT} {self.literal(trigger)}")
+
+    def add_calls(self, rule: str, head: str, names: list[str]) -> None:
+        """One alternative per function."""
+        self.add(rule, " | ".join(f"{rule}_{idx}" for idx in range(len(names))))
+        for idx, name in enumerate(names):
+            body = [self.literal(head)]
+            for part in self._dialect.call[1:]:
+                if isinstance(part, str):
+                    body.append(self.literal(part))
+                elif part is Slot.NAME:
+                    body.append(json.dumps(name))
+                elif part is Slot.ARGS:
+                    body.append(f"args_{idx}")
+                else:
+                    body.append("/[0-9]{1,3}/" if part is Slot.INDEX else "/[a-zA-Z0-9]{9}/")
+            self.add(f"{rule}_{idx}", " ".join(body))
+
+    def add_arguments(self, rule: str, schema: dict[str, Any]) -> None:
+        form = self._dialect.parameters
+        if form is None:
+            self.add(rule, _json(schema))
+        else:
+            self._add_parameters(rule, schema, form)
+
+    def _add_parameters(self, rule: str, schema: dict[str, Any], form: Parameters) -> None:
+        """The properties in the order of the schema: `rule`_I_S stands for those from the I-th on, S telling whether one was written."""
+        properties = schema.get("properties", {})
+        required = set(schema.get("required", ()))
+        for idx, (key, value) in enumerate(properties.items()):
+            self._add_value(f"{rule}_v{idx}", value, schema, form)
+            for is_started in (0, 1):
+                head = (form.separator if is_started else "") + form.before + key + form.middle
+                one = f"{self.literal(head)} {rule}_v{idx} {rule}_{idx + 1}_1"
+                self.add(f"{rule}_{idx}_{is_started}", one if key in required else f"{one} | {rule}_{idx + 1}_{is_started}")
+        for is_started in (0, 1):
+            self.add(f"{rule}_{len(properties)}_{is_started}", '""')
+        self.add(rule, f"{rule}_0_0")
+
+    def _add_value(self, rule: str, schema: Any, root: dict[str, Any], form: Parameters) -> None:
+        """A value and what comes after it."""
+        after = self.literal(form.after)
+        definitions: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
+        if form.is_json or not _allows_text(schema):
+            whole = {**definitions, **schema} if isinstance(schema, dict) else {}
+            self.add(rule, f"{_json(whole)} {after}")
+        elif isinstance(schema, dict) and all(isinstance(value, str) for value in _choices(schema)) and _choices(schema):
+            self.add(rule, f"({' | '.join(json.dumps(value) for value in _choices(schema))}) {after}")
+        elif all(isinstance(part, str) for part in self._tokenizer.split_special(form.after)):
+            self.add(f"{rule}[lazy]", f"{_ANY_TEXT} {json.dumps(form.after)}")
+        else:
+            self.add(rule, f"{_ANY_TEXT} {after}")
+
+
+def _json(schema: dict[str, Any]) -> str:
+    return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
+
+
+def _choices(schema: dict[str, Any]) -> list[Any]:
+    return [schema["const"]] if "const" in schema else schema.get("enum", [])
+
+
+def _allows_text(schema: Any) -> bool:
+    """Whether a value may be a string, which such dialects write without quotes."""
+    if not isinstance(schema, dict):
+        return True
+    if choices := _choices(schema):
+        return any(isinstance(value, str) for value in choices)
+    if "$ref" in schema:
+        return False
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            return any(_allows_text(one) for one in schema[keyword])
+    kinds = schema.get("type")
+    return kinds is None or "string" in ([kinds] if isinstance(kinds, str) else kinds)

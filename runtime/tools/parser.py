@@ -1,0 +1,298 @@
+"""Streamed text to content and tool calls. What was given out never changes, however the stream is cut.
+
+    text ─▶ trigger? ─▶ literal, NAME, literal, ARGS, literal ─▶ separator: the next call │ end │ text again
+
+Text is held back while it may become a call. In dialects with JSON arguments white space in literals does not matter, since models are not
+exact in it. What looks like a call but is none (unknown function, other punctuation) is given out as text; that can only happen to text
+that no grammar constrained. White space between content and a call is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .dialect import CallDialect, Parameters, Part, Slot
+from .reasoning import partial_len
+
+_NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+_ID_CHARS = _NAME_CHARS | {":"}
+
+
+@dataclass(slots=True)
+class CallDelta:
+    """A piece of a call. `name` comes with the first piece only; `arguments` are pieces of JSON text. `call_id`: if the model wrote one."""
+
+    call_idx: int
+    name: str | None
+    arguments: str
+    call_id: str | None = None
+
+
+class _Mismatch(Exception):
+    """The text is not a call after all."""
+
+
+_Waits = Generator[None, None, None]
+"""Yields when it needs more text."""
+
+
+class CallParser:
+    """`push` text, take pieces: text (str) and CallDelta. `functions`: name → schema of the parameters."""
+
+    def __init__(self, dialect: CallDialect, functions: Mapping[str, Any]) -> None:
+        self._dialect = dialect
+        self._functions = functions
+        self._buffer = ""
+        self._taken = ""  # of the call that is being read, until its name is given out
+        self._pieces: list[str | CallDelta] = []
+        self._is_final = False
+        self.num_calls = 0
+        """Calls whose arguments are complete."""
+        self._machine: _Waits | None = self._run()
+        next(self._machine)
+
+    def push(self, text: str) -> list[str | CallDelta]:
+        self._buffer += text
+        return self._step()
+
+    def finish(self) -> list[str | CallDelta]:
+        """What is still held, at the end of the answer."""
+        self._is_final = True
+        return self._step()
+
+    def _step(self) -> list[str | CallDelta]:
+        if self._machine is not None:
+            try:
+                next(self._machine)
+            except StopIteration:
+                self._machine = None
+        if self._machine is None:
+            self._give_text(len(self._buffer))
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _run(self) -> _Waits:
+        yield
+        if self._dialect.trigger is not None:
+            yield from self._calls_anywhere(self._dialect.trigger)
+        else:
+            try:
+                yield from self._calls()
+            except _Mismatch:
+                return
+
+    def _calls_anywhere(self, trigger: str) -> _Waits:
+        while True:
+            at = self._buffer.find(trigger)
+            if at < 0:
+                self._give_all_but_trigger(trigger)
+                yield
+                continue
+            self._give_text(len(self._buffer[:at].rstrip()))
+            stripped = self._buffer.lstrip()
+            space, self._buffer = self._buffer[: len(self._buffer) - len(stripped)], stripped
+            try:
+                yield from self._calls()
+            except _Mismatch:
+                self._buffer = space + self._buffer
+                self._give_text(len(space) + len(trigger))
+
+    def _give_all_but_trigger(self, trigger: str) -> None:
+        if not self._is_final:
+            held = partial_len(self._buffer, trigger)
+            self._give_text(len(self._buffer[: len(self._buffer) - held].rstrip()))
+        elif not (self.num_calls and self._buffer.isspace()):
+            self._give_text(len(self._buffer))
+
+    def _calls(self) -> _Waits:
+        """Calls one after the other, then the end. Raises _Mismatch, with the text still in the buffer, when there is no call."""
+        dialect = self._dialect
+        yield from self._call(dialect.head)
+        first = dialect.call[0]
+        assert isinstance(first, str)
+        while dialect.separator is not None and (yield from self._follows(dialect.separator + first)):
+            try:
+                yield from self._call(dialect.separator + first)
+            except _Mismatch:
+                return
+        if dialect.end and (yield from self._follows(dialect.end)):
+            yield from self._literal(dialect.end)
+
+    def _call(self, head: str) -> _Waits:
+        """One call, from `head` on. Raises _Mismatch, with the text back in the buffer, when it is none."""
+        self._taken = ""
+        delta = CallDelta(self.num_calls, None, "")
+        is_announced = False
+        parts: list[Part] = [head, *self._dialect.call[1:]]
+        try:
+            for idx, part in enumerate(parts):
+                if isinstance(part, str):
+                    yield from self._literal(part)
+                elif part is Slot.ARGS:
+                    is_announced = True
+                    self._pieces.append(delta)
+                    following = parts[idx + 1] if idx + 1 < len(parts) else ""
+                    yield from self._arguments(delta.name or "", following if isinstance(following, str) else "")
+                    self.num_calls += 1
+                else:
+                    word = yield from self._word(_NAME_CHARS if part is Slot.NAME else _ID_CHARS)
+                    if part is Slot.NAME:
+                        if word not in self._functions:
+                            raise _Mismatch
+                        delta.name = word
+                    elif part is Slot.ID and not is_announced:
+                        delta.call_id = word
+        except _Mismatch:
+            if not is_announced:
+                self._buffer = self._taken + self._buffer
+                raise
+
+    # Reading from the buffer -------------------------------------------------------------------------------------------------------------
+
+    def _take(self, length: int) -> str:
+        taken, self._buffer = self._buffer[:length], self._buffer[length:]
+        self._taken += taken
+        return taken
+
+    def _more(self) -> _Waits:
+        """Waits for more text. Raises _Mismatch when there is none."""
+        if self._is_final:
+            raise _Mismatch
+        yield
+
+    def _follows(self, literal: str) -> Generator[None, None, bool]:
+        """Whether the buffer begins with `literal`; nothing is taken."""
+        while (end := self._match(literal)) is None:
+            if self._is_final:
+                return False
+            yield
+        return end >= 0
+
+    def _literal(self, literal: str) -> _Waits:
+        while (end := self._match(literal)) is None:
+            yield from self._more()
+        if end < 0:
+            raise _Mismatch
+        self._take(end)
+
+    def _match(self, literal: str) -> int | None:
+        """The end of `literal` at the beginning of the buffer; None: more text is needed; -1: it is not there."""
+        if self._dialect.parameters is None or self._dialect.parameters.is_json:
+            return _loose_match(literal, self._buffer)
+        return len(literal) if self._buffer.startswith(literal) else None if literal.startswith(self._buffer) else -1
+
+    def _word(self, chars: Collection[str]) -> Generator[None, None, str]:
+        """The longest run of `chars`, behind white space."""
+        self._take(len(self._buffer) - len(self._buffer.lstrip()))
+        while not self._buffer:
+            yield from self._more()
+            self._take(len(self._buffer) - len(self._buffer.lstrip()))
+        while (end := next((i for i, char in enumerate(self._buffer) if char not in chars), None)) is None:
+            yield from self._more()
+        return self._take(end)
+
+    def _text_until(self, mark: str) -> Generator[None, None, str]:
+        """The text before `mark`; takes both."""
+        while (at := self._buffer.find(mark)) < 0:
+            yield from self._more()
+        return self._take(at + len(mark))[:at]
+
+    # Arguments ---------------------------------------------------------------------------------------------------------------------------
+
+    def _arguments(self, name: str, following: str) -> _Waits:
+        if self._dialect.parameters is None:
+            yield from self._json_object()
+        else:
+            yield from self._parameters(self._dialect.parameters, self._functions[name], following)
+
+    def _json_object(self) -> _Waits:
+        """Gives out the JSON object at the beginning of the buffer as it comes."""
+        while not self._buffer.lstrip():
+            yield from self._more()
+        self._buffer = self._buffer.lstrip()
+        if self._buffer[0] != "{":
+            raise _Mismatch
+        depth, in_string, is_escaped = 0, False, False
+        while True:
+            for pos, char in enumerate(self._buffer):
+                if is_escaped:
+                    is_escaped = False
+                elif in_string:
+                    is_escaped, in_string = char == "\\", char != '"'
+                elif char == '"':
+                    in_string = True
+                else:
+                    depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(char, 0)
+                    if depth == 0:
+                        self._give_arguments(self._take(pos + 1))
+                        return
+            self._give_arguments(self._take(len(self._buffer)))
+            yield from self._more()
+
+    def _parameters(self, form: Parameters, schema: Any, following: str) -> _Waits:
+        """Arguments one by one up to `following`; each is given out when it is complete."""
+        properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
+        num_given = 0
+        while not (yield from self._follows(following)):
+            yield from self._literal((form.separator if num_given else "") + form.before)
+            key = (yield from self._text_until(form.middle)).strip()
+            if form.is_json:
+                value = yield from self._json_value()
+                yield from self._literal(form.after)
+            else:
+                value = _typed((yield from self._text_until(form.after)), properties.get(key, {}))
+            self._give_arguments(f"{', ' if num_given else '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
+            num_given += 1
+        self._give_arguments("}" if num_given else "{}")
+
+    def _json_value(self) -> Generator[None, None, str]:
+        """One JSON value, as its text."""
+        decoder = json.JSONDecoder()
+        while True:
+            try:
+                _, end = decoder.raw_decode(self._buffer)
+            except ValueError:
+                end = len(self._buffer)
+            if end < len(self._buffer):  # at the end of the buffer a number may go on
+                return self._take(end)
+            yield from self._more()
+
+    def _give_text(self, length: int) -> None:
+        if length:
+            self._pieces.append(self._buffer[:length])
+            self._buffer = self._buffer[length:]
+
+    def _give_arguments(self, text: str) -> None:
+        if text:
+            self._pieces.append(CallDelta(self.num_calls, None, text))
+
+
+def _loose_match(literal: str, text: str) -> int | None:
+    """As `CallParser._match`, ignoring white space on both sides; white space after the literal is not taken."""
+    pos = 0
+    for char in literal:
+        if char.isspace():
+            continue
+        while pos < len(text) and text[pos].isspace():
+            pos += 1
+        if pos == len(text):
+            return None
+        if text[pos] != char:
+            return -1
+        pos += 1
+    return pos
+
+
+def _typed(text: str, schema: Any) -> str:
+    """The JSON text of an argument that was written without quotes: text stays text where the schema wants a string."""
+    if not (isinstance(schema, dict) and schema.get("type") == "string"):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if not isinstance(value, str):
+            return json.dumps(value, ensure_ascii=False)
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,146 @@
+"""Reasoning in an answer: the marks around it, found out from the chat template, and a parser that takes it out of the stream.
+
+    prompt … <think>   ─▶   answer: reasoning </think> content          prompt …   ─▶   answer: <think> reasoning </think> content
+
+The marks are those that the template writes around `reasoning_content`, or tags named like thinking in its source. Line feeds around the
+reasoning are no part of it, nor those between its end and the content.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError
+
+_REASON, _CONTENT = "zqreason", "zqcontent"
+_SOURCE_TAG = re.compile(r"</?([A-Za-z_:|]*(?:think|reason|thought)[A-Za-z_:|]*)>|\[/?([A-Z_]*THINK[A-Z_]*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class ReasoningDialect:
+    """The marks before and after reasoning, without white space around them."""
+
+    open: str
+    close: str
+
+    def is_opened_by(self, prompt: str) -> bool:
+        """Whether a prompt ends inside reasoning."""
+        return prompt.rstrip().endswith(self.open)
+
+
+def derived_reasoning(template: ChatTemplate) -> ReasoningDialect | None:
+    """None when the template knows no reasoning."""
+    messages = [{"role": "user", "content": "zquser"}, {"role": "assistant", "content": _CONTENT, "reasoning_content": _REASON}]
+    try:
+        text = template.render(messages, add_generation_prompt=False)
+        plain = template.render([messages[0], {"role": "assistant", "content": _CONTENT}], add_generation_prompt=False)
+    except ChatTemplateError:
+        text = plain = ""
+    at, content_at = text.find(_REASON), text.find(_CONTENT)
+    if 0 <= at < content_at:
+        opened = text[:at].rstrip()
+        close = text[at + len(_REASON) : content_at].strip()
+        own = opened[len(_shared(opened, plain)) :].strip() or _last_mark(opened)
+        mark = _last_mark(own) or own
+        if mark and close:
+            return ReasoningDialect(mark, close)
+    return _from_source(template.source)
+
+
+def _from_source(source: str) -> ReasoningDialect | None:
+    """Tags named like thinking; a template may hold one of the pair only, since the model writes the other."""
+    found = _SOURCE_TAG.search(source)
+    if found is None:
+        return None
+    return ReasoningDialect(f"<{found[1]}>", f"</{found[1]}>") if found[1] else ReasoningDialect(f"[{found[2]}]", f"[/{found[2]}]")
+
+
+def _last_mark(text: str) -> str:
+    """The mark that `text` ends with, or nothing."""
+    found = re.search(r"(<[^<>\s]+>|\[[A-Za-z_]+\])$", text)
+    return found[1] if found else ""
+
+
+def _shared(a: str, b: str) -> str:
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    while length and a[length - 1] in "<[":
+        length -= 1
+    return a[:length]
+
+
+class ReasoningParser:
+    """`push` text, take (reasoning, content) pieces. `is_open`: the prompt has opened the reasoning.
+
+    `is_raw`: marks and line feeds stay where they are: reasoning and content together are the text.
+    """
+
+    __slots__ = ("_buffer", "_dialect", "_is_raw", "_state")
+
+    def __init__(self, dialect: ReasoningDialect, *, is_open: bool, is_raw: bool = False) -> None:
+        self._dialect = dialect
+        self._buffer = ""
+        self._is_raw = is_raw
+        self._state = "opened" if is_open else "start"
+
+    @property
+    def is_inside(self) -> bool:
+        return self._state in ("opened", "reasoning")
+
+    def push(self, text: str) -> tuple[str, str]:
+        self._buffer += text
+        reasoning = ""
+        if self._state == "start":
+            self._look_for_open()
+        if self._state == "opened":  # line feeds after the opening mark
+            self._strip_line_feeds()
+            if self._buffer:
+                self._state = "reasoning"
+        if self._state == "reasoning":
+            reasoning = self._take_reasoning()
+        if self._state == "closed":  # line feeds before the content
+            self._strip_line_feeds()
+            if self._buffer:
+                self._state = "content"
+        content = ""
+        if self._state == "content":
+            content, self._buffer = self._buffer, ""
+        return reasoning, content
+
+    def finish(self) -> tuple[str, str]:
+        """What is still held, at the end of the answer."""
+        held, self._buffer = self._buffer, ""
+        if self._state in ("reasoning", "opened"):
+            return held if self._is_raw else held.rstrip("\n"), ""
+        return "", held if self._state != "closed" else ""
+
+    def _strip_line_feeds(self) -> None:
+        if not self._is_raw:
+            self._buffer = self._buffer.lstrip("\n")
+
+    def _look_for_open(self) -> None:
+        seen, mark = self._buffer.lstrip(), self._dialect.open
+        if seen.startswith(mark):
+            self._state = "opened"
+            if not self._is_raw:
+                self._buffer = seen[len(mark) :]
+        elif not mark.startswith(seen):
+            self._state = "content"
+
+    def _take_reasoning(self) -> str:
+        before, closed, after = self._buffer.partition(self._dialect.close)
+        if closed:
+            self._buffer, self._state = after, "closed"
+            return before + closed if self._is_raw else before.rstrip("\n")
+        sure = before[: len(before) - partial_len(before, self._dialect.close)]
+        held = len(before) - len(sure if self._is_raw else sure.rstrip("\n"))
+        self._buffer = before[len(before) - held :]
+        return before[: len(before) - held]
+
+
+def partial_len(text: str, mark: str) -> int:
+    """How many characters at the end of `text` may be the beginning of `mark`."""
+    for length in range(min(len(mark) - 1, len(text)), 0, -1):
+        if text.endswith(mark[:length]):
+            return length
+    return 0

@@ -1,0 +1,235 @@
+# ruff: noqa: E501 (the lines of templates are as long as they are)
+"""Chat templates in the formats that public model families use, written for the tests: how each writes messages, calls and reasoning.
+
+Only the parts that matter here: tools in the system turn, the assistant's turn, and the generation prompt.
+"""
+
+CHATML_TOOLS = """{%- if tools %}<|im_start|>system
+# Tools
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}<|im_end|>
+{% endif %}"""
+
+HERMES = (
+    CHATML_TOOLS
+    + """{%- for m in messages %}
+{%- if m.role == 'tool' %}<|im_start|>user
+<tool_response>
+{{ m.content }}
+</tool_response><|im_end|>
+{% elif m.role == 'assistant' %}<|im_start|>assistant
+{{ m.content }}
+{%- for call in m.tool_calls or [] %}
+{%- if (loop.first and m.content) or not loop.first %}{{ '\\n' }}{% endif %}
+{{- '<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+{%- if call.function.arguments is string %}{{ call.function.arguments }}{% else %}{{ call.function.arguments | tojson }}{% endif %}
+{{- '}\\n</tool_call>' }}
+{%- endfor %}<|im_end|>
+{% else %}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% if enable_thinking is defined and not enable_thinking %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+)
+
+HERMES_THINKING = HERMES.replace(
+    "<|im_start|>assistant\n{{ m.content }}",
+    "<|im_start|>assistant\n<think>\n{{ (m.reasoning_content or '').strip('\\n') }}\n</think>\n\n{{ m.content }}",
+)
+
+OPENS_THINKING = HERMES.replace(
+    "{%- if add_generation_prompt %}<|im_start|>assistant\n", "{%- if add_generation_prompt %}<|im_start|>assistant\n<think>\n"
+)
+
+LLAMA3 = """{{- bos_token }}
+{%- if tools %}<|start_header_id|>user<|end_header_id|>
+
+{% for tool in tools %}{{ tool | tojson(indent=4) }}
+
+{% endfor %}{% endif %}
+{%- for m in messages %}
+{%- if m.tool_calls %}
+{%- if m.tool_calls | length != 1 %}{{ raise_exception('This model only supports single tool-calls at once!') }}{% endif %}
+{%- set call = m.tool_calls[0].function %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name + '", "parameters": ' }}{{ call.arguments | tojson }}{{ '}<|eot_id|>' }}
+{%- else %}{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+
+MISTRAL = """{{- bos_token }}
+{%- if tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}
+{%- elif m.tool_calls %}
+{{- '[TOOL_CALLS] [' }}
+{%- for call in m.tool_calls %}
+{%- if call.id | length != 9 %}{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}
+{{- '{"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) + ', "id": "' + call.id + '"}' }}
+{%- if not loop.last %}{{ ', ' }}{% endif %}
+{%- endfor %}{{ ']' + eos_token }}
+{%- elif m.role == 'tool' %}{{ '[TOOL_RESULTS] ' + m.content + '[/TOOL_RESULTS]' }}
+{%- else %}{{ ' ' + m.content + eos_token }}{% endif %}
+{%- endfor %}"""
+
+MISTRAL_V11 = (
+    MISTRAL.replace("{{- '[TOOL_CALLS] [' }}", "")
+    .replace(
+        """{{- '{"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) + ', "id": "' + call.id + '"}' }}
+{%- if not loop.last %}{{ ', ' }}{% endif %}""",
+        "{{- '[TOOL_CALLS]' + call.function.name + '[CALL_ID]' + call.id + '[ARGS]' + (call.function.arguments | tojson) }}",
+    )
+    .replace("{%- endfor %}{{ ']' + eos_token }}", "{%- endfor %}{{ eos_token }}")
+)
+
+DEEPSEEK = """{{- bos_token }}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}
+{%- elif m.tool_calls %}{{ '<｜Assistant｜>' + (m.content or '') + '<｜tool▁calls▁begin｜>' }}
+{%- for call in m.tool_calls %}{% if not loop.first %}{{ '\\n' }}{% endif %}
+{{- '<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name + '\\n```json\\n' + call.function.arguments + '\\n```<｜tool▁call▁end｜>' }}
+{%- endfor %}{{ '<｜tool▁calls▁end｜>' + eos_token }}
+{%- else %}{{ '<｜Assistant｜>' + m.content + eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"""
+
+DEEPSEEK_V31 = (
+    DEEPSEEK.replace(
+        "'<｜tool▁call▁begin｜>function<｜tool▁sep｜>' + call.function.name + '\\n```json\\n' + call.function.arguments + '\\n```<｜tool▁call▁end｜>'",
+        "'<｜tool▁call▁begin｜>' + call.function.name + '<｜tool▁sep｜>' + call.function.arguments + '<｜tool▁call▁end｜>'",
+    )
+    .replace("{% if not loop.first %}{{ '\\n' }}{% endif %}", "")
+    .replace("<think>\\n", "</think>")
+)
+
+QWEN_CODER = (
+    CHATML_TOOLS
+    + """{%- for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}
+{%- for call in m.tool_calls or [] %}
+{{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '<parameter=' + key + '>\\n' }}{{ value if value is string else (value | tojson) }}{{ '\\n</parameter>\\n' }}
+{%- endfor %}{{ '</function>\\n</tool_call>' }}
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+)
+
+GLM = """[gMASK]<sop>{% if tools %}<|system|>
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}<|user|>
+{{ m.content }}
+{%- else %}<|assistant|>
+{%- if m.reasoning_content %}{{ '\\n<think>' + m.reasoning_content + '</think>' }}{% else %}{{ '\\n<think></think>' }}{% endif %}
+{%- if m.content %}{{ '\\n' + m.content }}{% endif %}
+{%- for call in m.tool_calls or [] %}
+{{ '\\n<tool_call>' + call.function.name }}
+{% for key, value in call.function.arguments | items %}<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value if value is string else (value | tojson) }}</arg_value>
+{% endfor %}</tool_call>{% endfor %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+PYTHONIC = """{{- bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}{{ '<|start|>' + m.role + '<|sep|>' }}
+{%- if m.tool_calls %}[
+{%- for call in m.tool_calls %}{{ call.function.name + '(' }}
+{%- for key, value in call.function.arguments | items %}{{ key + '=' }}{{ value | tojson }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}
+{{- ')' }}{% if not loop.last %}{{ ', ' }}{% endif %}
+{%- endfor %}]
+{%- else %}{{ m.content }}{% endif %}{{ '<|end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant<|sep|>' }}{% endif %}"""
+
+COMMAND_R = """{{- bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|START_OF_TURN_TOKEN|><|USER_TOKEN|>' + m.content + '<|END_OF_TURN_TOKEN|>' }}
+{%- else %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}
+{%- if m.tool_calls %}{{ '<|START_ACTION|>[' }}
+{%- for call in m.tool_calls %}
+    {"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{% if not loop.last %},{% endif %}
+{%- endfor %}
+{{ ']<|END_ACTION|>' }}
+{%- else %}{{ '<|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' }}{% endif %}{{ '<|END_OF_TURN_TOKEN|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>' }}{% endif %}"""
+
+FUNCTIONARY = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + (m.content or '') }}
+{%- for call in m.tool_calls or [] %}{{ '<function=' + call.function.name + '>' + (call.function.arguments | tojson) + '</function>' }}{% endfor %}{{ '<|eot_id|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"""
+
+GRANITE = """{% if tools %}<|start_of_role|>tools<|end_of_role|>{{ tools | tojson(indent=4) }}<|end_of_text|>
+{% endif %}{% for m in messages %}<|start_of_role|>{{ m.role }}<|end_of_role|>{{ m.content }}
+{%- if m.tool_calls %}<|tool_call|>[{% for call in m.tool_calls %}{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}]{% endif %}<|end_of_text|>
+{% endfor %}{% if add_generation_prompt %}<|start_of_role|>assistant<|end_of_role|>{% endif %}"""
+
+PHI4 = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|' + m.role + '|>' + (m.content or '') }}{% if m.tool_calls %}{{ '<|tool_call|>[' }}{% for call in m.tool_calls %}
+{{- {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']<|/tool_call|>' }}{% endif %}{{ '<|end|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"""
+
+MAGISTRAL = MISTRAL.replace(
+    "{%- else %}{{ ' ' + m.content + eos_token }}",
+    "{%- else %}{{ ('[THINK]' + m.reasoning_content + '[/THINK]' if m.reasoning_content else '') + m.content + eos_token }}",
+)
+
+SEED_OSS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<seed:bos>{{ m.role }}
+{% if m.reasoning_content %}<seed:think>{{ m.reasoning_content }}</seed:think>{% endif %}{{ m.content }}
+{%- for call in m.tool_calls or [] %}
+<seed:tool_call>
+<function={{ call.function.name }}>
+{% for key, value in call.function.arguments | items %}<parameter={{ key }}>{{ value if value is string else (value | tojson) }}</parameter>
+{% endfor %}</function>
+</seed:tool_call>{% endfor %}<seed:eos>
+{% endfor %}{% if add_generation_prompt %}<seed:bos>assistant
+{% endif %}"""
+
+GEMMA = """{{- bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\\n' + m.content + '<end_of_turn>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
+
+HARMONY_TOOLS = """{% for m in messages %}
+{%- if m.tool_calls %}{{ '<|start|>assistant<|channel|>commentary to=functions.' + m.tool_calls[0].function.name + ' <|constrain|>json<|message|>' + (m.tool_calls[0].function.arguments | tojson) + '<|call|>' }}
+{%- elif m.role == 'assistant' %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}
+{%- else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+
+END_TEXTS = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "</s>",
+    "<|call|>",
+    "<｜end▁of▁sentence｜>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<|end_of_text|>",
+    "<seed:eos>",
+    "<|user|>",
+]
+SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
+WITH_CALLS = {
+    "hermes": HERMES,
+    "hermes_thinking": HERMES_THINKING,
+    "opens_thinking": OPENS_THINKING,
+    "llama3": LLAMA3,
+    "mistral": MISTRAL,
+    "mistral_v11": MISTRAL_V11,
+    "deepseek": DEEPSEEK,
+    "deepseek_v31": DEEPSEEK_V31,
+    "qwen_coder": QWEN_CODER,
+    "glm": GLM,
+    "pythonic": PYTHONIC,
+    "command_r": COMMAND_R,
+    "functionary": FUNCTIONARY,
+    "granite": GRANITE,
+    "phi4": PHI4,
+    "magistral": MAGISTRAL,
+    "seed_oss": SEED_OSS,
+}
