@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from friendli_compile.cli import run_cli
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tools.check import check_template
 from structured.random_model import tokenizer_of
 from tokenizer.tokenizers_made_here import backend_json
+
+from friendli_compile.cli import run_cli
 
 from .templates import GEMMA, HERMES, WITH_CALLS
 
