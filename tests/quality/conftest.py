@@ -40,4 +40,4 @@ def rounded(bf16: Compiled) -> Runnable:
 
 @pytest.fixture(scope="package")
 def probes(reference: Runnable) -> ProbeSet:
-    return sampled_probes(reference, [1], max_context_len=512, num_tokens=700)
+    return sampled_probes(reference, [1], max_context_len=512, num_tokens=640, sample_len=65)

@@ -168,7 +168,7 @@ def test_figures_that_look_bad_give_warnings_only_without_a_budget(make_packings
 
 def test_too_few_probe_tokens_are_refused(make_packings: Make, probes: ProbeSet) -> None:
     few = ProbeSet(probes.sequences[:1], probes.parts[:1])
-    with pytest.raises(QualityGateFailed, match="127 probe tokens in 2 blocks; 5 are needed"):
+    with pytest.raises(QualityGateFailed, match="64 probe tokens in 1 blocks; 5 are needed"):
         run(make_packings(FOUR_BIT), few, Budget())
 
 

@@ -65,15 +65,15 @@ def test_larger_models_are_compared_on_fewer_tokens_and_never_on_too_few() -> No
 
 
 def test_samples_are_the_same_for_the_same_seed_only(reference: Runnable) -> None:
-    first, again, other = (sampled_probes(reference, [1], 512, 300, seed=seed) for seed in (0, 0, 1))
-    assert first.num_scored >= 300 and set(first.parts) == {"samples"} and len(first.sequences[0]) == SAMPLE_LEN
+    first, again, other = (sampled_probes(reference, [1], 512, 100, seed=seed, sample_len=33) for seed in (0, 0, 1))
+    assert first.num_scored >= 100 and set(first.parts) == {"samples"} and len(first.sequences[0]) == 33
     assert all((a == b).all() for a, b in zip(first.sequences, again.sequences, strict=True))
     assert any((a != b).any() for a, b in zip(first.sequences, other.sequences, strict=True))
 
 
 def test_samples_follow_the_distribution_of_the_model(reference: Runnable) -> None:
     """The mean surprise of sampled tokens is the mean entropy of the distributions that they were drawn from."""
-    probes = sampled_probes(reference, [1, 2, 3], 512, 4000)
+    probes = sampled_probes(reference, [1, 2, 3], 512, 3000, sample_len=65)
     run = PackedRun(reference, SAMPLE_LEN)
     surprises, entropies = [], []
     for tokens in probes.sequences:

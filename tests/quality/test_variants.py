@@ -70,6 +70,6 @@ def test_experts_and_tied_tables_are_one_unit(name: str, scheme: str, tmp_path: 
     else:
         (table,) = [unit for unit in units if "embed" in unit.name]
         assert len(table.weights) == 1 and len(table.calls) == 2 and table.layer is None
-    probes = sampled_probes(reference, [1], 64, 400)
+    probes = sampled_probes(reference, [1], 64, 320)
     figures = unit_figures(reference, quantized, units, probes, num_params=10**5)
     assert all(0 < each.relative_error < 0.5 and each.kl is not None and each.kl > 0 for each in figures)
