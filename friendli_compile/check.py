@@ -10,7 +10,13 @@ from .errors import UnsupportedModel
 from .frontend.check import CheckReport, report_of
 from .frontend.source import load_source
 from .frontend.trace import trace_model
+from .ir.graph import Graph
+from .plan.model import Plan
 from .progress import Progress
+from .quantization import quantize_plan
+from .quantize.assign import Policy
+
+SHOWN_PRESETS = ("8bit", "4bit")
 
 
 def check(model: str, *, revision: str | None = None, max_context_len: int | None = None, progress: Progress | None = None) -> CheckReport:
@@ -23,7 +29,7 @@ def check(model: str, *, revision: str | None = None, max_context_len: int | Non
     try:
         with progress.phase("trace"):
             traced = trace_model(source, max_context_len=max_context_len)
-        plan_model(traced, "bf16", progress)
+        graph, plan = plan_model(traced, "bf16", progress)
     except UnsupportedModel as refusal:
         names = source.config_dict.get("architectures") or [source.config.model_type]
         return CheckReport(
@@ -36,4 +42,10 @@ def check(model: str, *, revision: str | None = None, max_context_len: int | Non
             source_line=refusal.source_line,
             hint=refusal.hint,
         )
-    return report_of(model, traced)
+    return report_of(model, traced, {preset: _weight_bytes(graph, plan, preset) for preset in SHOWN_PRESETS})
+
+
+def _weight_bytes(graph: Graph, plan: Plan, preset: str) -> int:
+    """What the weights would take, quantized by a preset; scales as the scheme would have them."""
+    quantized = quantize_plan(graph, plan, Policy(preset, is_lenient=True), "bf16", read=None)
+    return sum(spec.num_bytes for spec in quantized.plan.weights)

@@ -53,7 +53,7 @@ def render(report: CheckReport) -> str:
         (
             dtype,
             size(report.weight_bytes[dtype]),
-            size(report.kv_bytes_per_token[dtype]),
+            size(report.kv_bytes_per_token.get(dtype, report.kv_bytes_per_token["bf16"])),
             size(report.serve_bytes[dtype]),
             _fits(report, dtype),
         )
@@ -63,7 +63,7 @@ def render(report: CheckReport) -> str:
     lines = [
         f"{report.model}: supported ({model})",
         "",
-        table(rows, ("dtype", "weights", "KV per token", "to serve one full context", "fits in")),
+        table(rows, ("stored as", "weights", "KV per token", "to serve one full context", "fits in")),
         "",
         f"traced in {report.trace_seconds:.1f} s, no weights read",
     ]

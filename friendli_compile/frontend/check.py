@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,7 +37,7 @@ class CheckReport:
     hint: str = ""
     num_params: int = 0
     max_context_len: int = 0
-    weight_bytes: dict[str, int] = field(default_factory=dict)  # storage dtype → bytes
+    weight_bytes: dict[str, int] = field(default_factory=dict)  # storage dtype, or preset of --quantize → bytes
     kv_bytes_per_token: dict[str, int] = field(default_factory=dict)  # KV dtype → bytes, all layers
     serve_bytes: dict[str, int] = field(default_factory=dict)  # weights, one full-length sequence and the runtime
     fits_in_gib: dict[str, int | None] = field(default_factory=dict)  # smallest usual memory size that holds serve_bytes
@@ -70,11 +71,11 @@ def check_model(model: str, *, revision: str | None = None, max_context_len: int
     return report_of(model, traced)
 
 
-def report_of(model: str, traced: TracedModel) -> CheckReport:
-    """The report for a model that has been traced."""
-    weights = {dtype: weight_bytes(traced.param_shapes, item) for dtype, item in ITEM_BYTES.items()}
+def report_of(model: str, traced: TracedModel, quantized_bytes: Mapping[str, int] | None = None) -> CheckReport:
+    """The report for a model that has been traced; `quantized_bytes`: of the weights, by preset of --quantize."""
+    weights = {dtype: weight_bytes(traced.param_shapes, item) for dtype, item in ITEM_BYTES.items()} | dict(quantized_bytes or {})
     kv = {dtype: kv_bytes_per_token(traced.graph, item) for dtype, item in ITEM_BYTES.items()}
-    serve = {dtype: weights[dtype] + kv[dtype] * traced.max_context_len + RUNTIME_BYTES for dtype in ITEM_BYTES}
+    serve = {dtype: num_bytes + kv.get(dtype, kv["bf16"]) * traced.max_context_len + RUNTIME_BYTES for dtype, num_bytes in weights.items()}
     here = _machine_bytes()
     return CheckReport(
         model=model,

@@ -24,6 +24,8 @@ def test_check_needs_only_a_config_and_answers_in_text_and_json(tmp_path: Path, 
     assert run_cli(["check", str(folder), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["supported"] and report["architecture"] == "Qwen3ForCausalLM" and report["num_params"] > 10_000
+    weights = report["weight_bytes"]
+    assert weights["4bit"] < weights["8bit"] < weights["bf16"] and weights.keys() == report["fits_in_gib"].keys()
     assert report["kv_bytes_per_token"] == {"fp32": 2 * 2 * 2 * 16 * 4, "bf16": 2 * 2 * 2 * 16 * 2}
     assert run_cli(["check", str(folder), "--max-context", "100"]) == 0
     assert "context 100 tokens" in capsys.readouterr().out
