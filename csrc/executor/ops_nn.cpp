@@ -20,15 +20,17 @@ float stored_value(const void* data, DType dtype, int64_t index) {
 
 // Where the rows of an embedding table are; `step` is the distance between the values of a row.
 struct EmbeddingTable {
-  const char* data;
-  DType dtype;
-  int64_t num_rows, width;
-  bool is_panel16;
-  int64_t row_stride;
+  const char* data = nullptr;
+  DType dtype = DType::f32;
+  int64_t num_rows = 0, width = 0;
+  bool is_panel16 = false, is_block8 = false;
+  int64_t row_stride = 0;
+  QuantWeight quant{};  // block8
 
   // panel16: value k of row n is in panel n/16 at k·16 + lane; bf16 interleaves rows i and i+8
   // (docs/artifact-format.md).
   void copy_row(int64_t row, float* y) const {
+    if (is_block8) return dequantize_row(quant, row, y);
     int64_t first = row * row_stride, step = 1;
     if (is_panel16) {
       const int64_t lane = row % kPanelRows;
@@ -42,14 +44,18 @@ struct EmbeddingTable {
 EmbeddingTable embedding_table(Binder& binder) {
   if (binder.is_panel16(0)) {
     const PanelWeight w = binder.panels(0, 2);
-    return {static_cast<const char*>(w.data), w.dtype, w.N, w.K, true, 0};
+    return {static_cast<const char*>(w.data), w.dtype, w.N, w.K, true};
+  }
+  if (binder.is_block8(0)) {
+    const QuantWeight w = binder.quant_weight(0, 2);
+    return {nullptr, w.dtype, w.N, w.K, false, true, 0, w};
   }
   const Tensor* table = binder.table(0);
   const bool is_float = table->dtype == DType::f32 || table->dtype == DType::bf16 || table->dtype == DType::f16;
   binder.require(is_float && !table->has_row_dim(),
                  "the table " + describe(*table) + " must hold a fixed number of f32, bf16 or f16 rows");
   binder.require_last_dense(*table, "the table");
-  return {table->data, table->dtype, table->dim(0), table->dim(1), false, table->stride(0)};
+  return {table->data, table->dtype, table->dim(0), table->dim(1), false, false, table->stride(0)};
 }
 
 }  // namespace

@@ -105,6 +105,9 @@ inline float weight_number(const QuantWeight& w, int64_t n, int64_t k) {
   return w.dtype == DType::e2m1 ? 0.5f * number : number;
 }
 
+// Row n of the matrix as numbers: y [K].
+void dequantize_row(const QuantWeight& w, int64_t n, float* y);
+
 // --- rows of x as integers
 
 // How x is rounded and cut for one weight and one number of rows.
