@@ -1,6 +1,6 @@
 """What quantization costs the embedded model, on held-out text: appends a line per scheme to bench/results/<device>/quality.jsonl.
 
-    python bench/quality/run.py [--schemes 8bit 4bit 4bit+plain int8 fp8] [--tokens 30000] [--model FOLDER --text FILE]
+    python bench/quality/run.py [--schemes 8bit 4bit 4bit+plain int8 fp8] [--tokens 16000] [--model FOLDER --text FILE]
 
 Each scheme is packed as `fmo compile --quantize` packs it and compared with the unquantized model in the C++ executor, token by token:
 KL divergence, perplexity, most likely token, with 95 % intervals. `+plain` after a scheme: plain rounding to nearest, without the search
@@ -99,7 +99,7 @@ def windows(tokens: list[int], length: int, num_tokens: int) -> ProbeSet:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), metavar="SCHEME")
-    parser.add_argument("--tokens", type=int, default=30_000)
+    parser.add_argument("--tokens", type=int, default=16_000)
     parser.add_argument("--model", type=Path, default=EXAMPLE / "model")
     parser.add_argument("--text", type=Path, help="Default: the held-out files of the embedded model.")
     args = parser.parse_args()
