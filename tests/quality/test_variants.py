@@ -50,7 +50,7 @@ def test_packings_of_different_models_cannot_be_mixed(reference: Runnable, round
         units_of(reference.plan, other.plan)
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("mixtral", "w4a8:g32")])
+@pytest.mark.parametrize(("name", "scheme"), [("mixtral", "w4a8:g32"), ("llama", "w8a16:g32")])
 def test_experts_and_tied_tables_are_one_unit(name: str, scheme: str, tmp_path: Path) -> None:
     """Both matrices of the experts, read by one call; one table, read by the embedding and the output projection."""
     compiled = compile_tiny(name, tmp_path, "fp32", **({"tie_word_embeddings": True} if name == "llama" else {}))
