@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .engine_options import engine_options
+
+if TYPE_CHECKING:
+    from friendli_runtime.server.auth import ApiKeys
 
 EXAMPLES = """\b
 Examples:
@@ -56,7 +59,9 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
     "--parse-reasoning", type=bool, default=False, show_default=True, help="Split reasoning from content unless a request says otherwise."
 )
 @click.option(
-    "--api-key-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Require the key in this file (or FMO_API_KEY)."
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Require a key of this file, one per line; it may change (or FMO_API_KEY).",
 )
 @click.option(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit of requests, e.g. max_n=8; a wrong name lists all."
@@ -109,7 +114,7 @@ def serve(
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
         app=AppOptions(
             limits=limits_from(limits),
-            api_key=_api_key(api_key_file),
+            api_keys=_api_keys(api_key_file),
             request_timeout_s=timeout_microseconds * 1e-6,
             num_request_threads=num_request_threads,
             max_queue_len=max_queue_len,
@@ -119,12 +124,9 @@ def serve(
     return run_server(options, lambda line: click.echo(line, err=True))
 
 
-def _api_key(file: Path | None) -> str | None:
-    """The key of the file, else of the environment; None: anybody may ask. An empty key would let everybody in and is refused."""
-    from friendli_runtime.errors import ConfigError
+def _api_keys(file: Path | None) -> ApiKeys | None:
+    """The keys of the file, else of the environment; None: anybody may ask. No key at all would let everybody in and is refused."""
+    from friendli_runtime.server.auth import ApiKeys
 
-    key = file.read_text().strip() if file is not None else os.environ.get("FMO_API_KEY")
-    if key == "":
-        where = "--api-key-file" if file is not None else "FMO_API_KEY"
-        raise ConfigError("the API key is empty", where=where, hint="write a key, or leave the option out to serve without keys")
-    return key
+    source = file if file is not None else os.environ.get("FMO_API_KEY")
+    return None if source is None else ApiKeys(source)

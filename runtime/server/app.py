@@ -9,8 +9,6 @@ failure of the client with a message that names the field. No request outlives i
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import secrets
 import time
@@ -25,7 +23,9 @@ from ..metrics import CONTENT_TYPE, Metrics
 from ..sampling import InvalidSamplingParams, SamplingParams
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
+from . import messages, responses
 from .answer_plan import AnswerPlanner
+from .auth import ApiKeys
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
@@ -56,10 +56,10 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
-    """`request_timeout_s` 0: none. `api_key` None: no authentication. `parse_reasoning`: unless a request says otherwise."""
+    """`request_timeout_s` 0: none. `api_keys` None: no authentication. `parse_reasoning`: unless a request says otherwise."""
 
     limits: Limits = field(default_factory=Limits)
-    api_key: str | None = None
+    api_keys: ApiKeys | None = None
     request_timeout_s: float = 0.0
     num_request_threads: int = 4
     max_queue_len: int = 1024
@@ -79,10 +79,11 @@ class App:
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._constraint_pool = ThreadPoolExecutor(1, "fmo-constraint")  # schemas that take long hold up each other only
-        self._key_hash = _key_hash(options.api_key.encode()) if options.api_key is not None else None
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._counted(self._chat)),
             "/v1/completions": ("POST", self._counted(self._completions)),
+            "/v1/messages": ("POST", self._counted(self._messages)),
+            "/v1/responses": ("POST", self._counted(self._responses)),
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
             "/v1/models": ("GET", self._models),
@@ -152,10 +153,10 @@ class App:
         return handler
 
     def _authenticate(self, scope: Scope) -> None:
-        if self._key_hash is None:
+        if self.options.api_keys is None:
             return
-        given = (header(scope, b"authorization") or b"").removeprefix(b"Bearer ")
-        if not hmac.compare_digest(_key_hash(given), self._key_hash):
+        given = header(scope, b"x-api-key") or (header(scope, b"authorization") or b"").removeprefix(b"Bearer ")
+        if not self.options.api_keys.accepts(given):
             raise ApiError(
                 401,
                 "the API key is missing or wrong; send 'Authorization: Bearer KEY'",
@@ -200,6 +201,36 @@ class App:
         )
         await self._answer(request, generation, answer, receive, send)
 
+    async def _messages(self, scope: Scope, receive: Receive, send: Send) -> None:
+        def translate(request: messages.MessagesRequest) -> ChatRequest:
+            forms = self._planner.forms
+            return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
+
+        _, chat, prompts = await self._translated(scope, receive, messages.MessagesRequest, translate, messages.RENAMED)
+        generation = self._generation(chat, prompts)
+        answer = messages.MessagesAnswer(generation, secrets.token_hex(12), self.model.name, self._planner.new_call_id)
+        await self._answer_in_events(chat, generation, answer, receive, send)
+
+    async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = responses.ResponsesRequest
+        request, chat, prompts = await self._translated(scope, receive, kind, responses.chat_request, responses.RENAMED)
+        generation = self._generation(chat, prompts)
+        answer = responses.ResponsesAnswer(generation, secrets.token_hex(16), self.model.name, request, self._planner.new_call_id)
+        await self._answer_in_events(chat, generation, answer, receive, send)
+
+    async def _translated(
+        self, scope: Scope, receive: Receive, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
+    ) -> tuple[Any, ChatRequest, list[Prompt]]:
+        """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
+        request = decode_request(await read_json(scope, receive, self.options.limits), kind)
+        self._check_model(request.model)
+        try:
+            chat = translate(request)
+            prompts = await self._made(scope, chat, self._chat_prompts)
+        except ApiError as error:
+            raise _with_names(error, renamed) from None
+        return request, chat, prompts
+
     async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, prompts = await self._prepared(scope, receive, CompletionRequest, self._completion_prompts)
         generation = self._generation(request, prompts)
@@ -217,6 +248,10 @@ class App:
         """The checked request and its prompts. Raises ApiError."""
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
         self._check_model(request.model)
+        return request, await self._made(scope, request, make_prompts)
+
+    async def _made(self, scope: Scope, request: Any, make_prompts: Callable[[Any], list[Prompt]]) -> list[Prompt]:
+        """The prompts of a request, made on the thread that its size and its grammar call for."""
         size = header(scope, b"content-length") or b""
         if _may_compile(request):
             prompts = await asyncio.get_running_loop().run_in_executor(self._constraint_pool, make_prompts, request)
@@ -225,7 +260,7 @@ class App:
         else:
             prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request)
         self.metrics.items.add(sum(prompt.params.n for prompt in prompts))
-        return request, prompts
+        return prompts
 
     def _chat_prompts(self, request: ChatRequest) -> list[Prompt]:
         params = chat_params(request, self.options.limits)
@@ -283,6 +318,33 @@ class App:
                     for choice_idx, delta in batch:
                         answer.add(choice_idx, delta)
                 await send_json(send, answer.whole())
+
+    async def _answer_in_events(
+        self,
+        request: GenerationRequest,
+        generation: Generation,
+        answer: messages.MessagesAnswer | responses.ResponsesAnswer,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        """As `_answer`, for APIs whose streams have named events."""
+        stream = EventStream(send, self.options.limits)
+        async with self._running(generation, receive):
+            try:
+                async for batch in generation.deltas():
+                    for choice_idx, delta in batch:
+                        if not request.stream:
+                            answer.add(choice_idx, delta)
+                        elif events := answer.events(choice_idx, delta):
+                            await stream.send_named(events)
+                if request.stream:
+                    await stream.finish(with_done=False)
+                else:
+                    await send_json(send, answer.whole())
+            except ApiError as error:
+                if not stream.is_open:
+                    raise
+                await stream.fail(error, named=True)
 
     async def _stream(self, generation: Generation, answer: ChatAnswer | CompletionAnswer, send: Send, *, include_usage: bool) -> None:
         stream = EventStream(send, self.options.limits)
@@ -387,12 +449,17 @@ async def _abort_when_gone(receive: Receive, generation: Generation) -> None:
     generation.abort(ClientGone())
 
 
+def _with_names(error: ApiError, renamed: Mapping[str, str]) -> ApiError:
+    """The same error, about the field as the client wrote it."""
+    if error.param is None or error.param not in renamed:
+        return error
+    name = renamed[error.param]
+    message = error.message.replace(f"'{error.param}", f"'{name}")
+    return ApiError(error.status, message, param=name, code=error.code, headers=error.headers)
+
+
 def _may_compile(request: GenerationRequest) -> bool:
     """Whether a grammar may have to be compiled, which can take long."""
     if request.response_format is not None:
         return True
     return isinstance(request, ChatRequest) and (bool(request.tools) or request.reasoning_budget is not None)
-
-
-def _key_hash(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,13 +16,14 @@ import msgspec
 from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_prompt
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
-from ..tools.forms import AnswerForms, AnswerPiece, AnswerReader
+from ..tools.forms import AnswerForms
 from ..tools.parser import CallDelta
 from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation
 from .limits import Limits
+from .reading import Choice, reading_of
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 _USED = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning"})
@@ -134,19 +134,6 @@ def _checked_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return checked
 
 
-@dataclass(slots=True)
-class _Choice:
-    """What was read of one choice. `call_ids`: of the calls that began."""
-
-    reader: AnswerReader
-    has_role: bool = False
-    reasoning: list[str] = field(default_factory=list)
-    content: list[str] = field(default_factory=list)
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    finish_reason: str | None = None
-
-
 class ChatAnswer:
     """Deltas to chat chunks, or to one chat completion."""
 
@@ -164,23 +151,20 @@ class ChatAnswer:
         self._id, self._model, self._tokenizer = f"chatcmpl-{answer_id}", model, tokenizer
         self._with_logprobs = with_logprobs
         self._new_call_id = new_call_id
-        reading = generation.prompts[0].reading
-        assert reading is not None
-        self._choices = [_Choice(AnswerReader(reading)) for _ in range(generation.num_samples)]
-        if reading.splits_reasoning and reading.forms.reasoning is not None:
-            generation.usage.num_reasoning_tokens = 0
+        reading = reading_of(generation)
+        self._choices = [Choice(reading) for _ in range(generation.num_samples)]
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
         """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last."""
         choice = self._choices[choice_idx]
-        piece = self._read(choice, delta)
+        piece = choice.read(delta, self._generation.usage)
         contents: list[dict[str, Any]] = []
         if piece.reasoning:
             contents.append({"reasoning_content": piece.reasoning})
         if piece.content:
             contents.append({"content": piece.content})
         for call in piece.calls:
-            contents.append({"tool_calls": [self._call_delta(choice, call)]})
+            contents.append({"tool_calls": [self._call_delta(call)]})
         if not contents and ((self._with_logprobs and delta.logprobs) or (choice.finish_reason and not choice.has_role)):
             contents.append({"content": ""})
         frames = []
@@ -198,15 +182,8 @@ class ChatAnswer:
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         """Collects a delta for `whole`."""
         choice = self._choices[choice_idx]
-        piece = self._read(choice, delta)
-        choice.reasoning.append(piece.reasoning)
-        choice.content.append(piece.content)
-        for call in piece.calls:
-            if call.name is not None:
-                choice.calls.append(self._call_delta(choice, call))
-                del choice.calls[-1]["index"]
-            else:
-                choice.calls[-1]["function"]["arguments"] += call.arguments
+        piece = choice.read(delta, self._generation.usage)
+        choice.collect(piece, self._new_call_id)
         choice.logprobs.extend(map(self._logprob, delta.logprobs if self._with_logprobs else ()))
 
     def whole(self) -> dict[str, Any]:
@@ -219,30 +196,20 @@ class ChatAnswer:
             "usage": self._generation.usage.as_json(),
         }
 
-    def _whole_choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
         content = "".join(choice.content)
         message: dict[str, Any] = {"role": "assistant", "content": content if content or not choice.calls else None}
         if reasoning := "".join(choice.reasoning):
             message["reasoning_content"] = reasoning
         if choice.calls:
-            message["tool_calls"] = choice.calls
+            message["tool_calls"] = [
+                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in choice.calls
+            ]
         logprobs = {"content": choice.logprobs} if self._with_logprobs else None
         return {"index": index, "message": message, "finish_reason": choice.finish_reason, "logprobs": logprobs}
 
-    def _read(self, choice: _Choice, delta: TextDelta) -> AnswerPiece:
-        """What a delta adds; the last one sets the choice's finish reason."""
-        usage = self._generation.usage
-        if usage.num_reasoning_tokens is not None and choice.reader.in_reasoning:
-            usage.num_reasoning_tokens += delta.num_tokens
-        piece = choice.reader.push(delta.text)
-        if delta.finish_reason is not None:
-            last = choice.reader.finish()
-            piece = AnswerPiece(piece.reasoning + last.reasoning, piece.content + last.content, [*piece.calls, *last.calls])
-            is_call = delta.finish_reason == "stop" and choice.reader.num_calls > 0
-            choice.finish_reason = "tool_calls" if is_call else delta.finish_reason
-        return piece
-
-    def _call_delta(self, choice: _Choice, call: CallDelta) -> dict[str, Any]:
+    def _call_delta(self, call: CallDelta) -> dict[str, Any]:
         """One entry of `tool_calls`; the first of a call has its id and name."""
         if call.name is None:
             return {"index": call.call_idx, "type": "function", "function": {"arguments": call.arguments}}

@@ -1,6 +1,6 @@
 """Failures as HTTP answers: a status, and a body that every client of this API reads.
 
-    {"error": {"message", "type", "param", "code"}, "message": …, "detail": [{"loc", "msg", "type"}]}
+    {"type": "error", "error": {"message", "type", "param", "code"}, "message": …, "detail": [{"loc", "msg", "type"}]}
 
 `error` is OpenAI's form, the top-level `message` and the `detail` list are what other clients of container APIs look for. The text comes
 from here and from values that the client sent; it never holds paths, addresses or tracebacks.
@@ -45,6 +45,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error")
         body: dict[str, Any] = {
+            "type": "error",
             "error": {"message": self.message, "type": kind, "param": self.param, "code": self.code},
             "message": self.message,
         }

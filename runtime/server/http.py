@@ -145,12 +145,16 @@ class EventStream:
         """Each value as one `data:` frame, all in one write. Raises ClientGone when the client does not take it in time."""
         await self._write(b"".join(b"data: " + _encode(value) + b"\n\n" for value in values))
 
-    async def finish(self) -> None:
-        await self._write(b"data: [DONE]\n\n", last=True)
+    async def send_named(self, values: Iterable[dict[str, Any]]) -> None:
+        """Each value as an event named by its `type`."""
+        await self._write(b"".join(b"event: " + value["type"].encode() + b"\ndata: " + _encode(value) + b"\n\n" for value in values))
 
-    async def fail(self, error: ApiError) -> None:
+    async def finish(self, *, with_done: bool = True) -> None:
+        await self._write(b"data: [DONE]\n\n" if with_done else b"", last=True)
+
+    async def fail(self, error: ApiError, *, named: bool = False) -> None:
         """The error as the last frame; no [DONE] follows, so that no client takes the answer for complete."""
-        await self._write(b"data: " + _encode(error.body()) + b"\n\n", last=True)
+        await self._write((b"event: error\n" if named else b"") + b"data: " + _encode(error.body()) + b"\n\n", last=True)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
         try:

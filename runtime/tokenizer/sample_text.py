@@ -32,7 +32,10 @@ class TokenLogprob:
 
 @dataclass(slots=True)
 class TextDelta:
-    """What one engine output adds to a sample. `num_tokens` counts sampled tokens, an end-of-sequence token included."""
+    """What one engine output adds to a sample. `num_tokens` counts sampled tokens, an end-of-sequence token included.
+
+    `stopped_by_text`: the engine does not know yet that the sample has ended. `stop_string`: the one that ended it, if one did.
+    """
 
     sample_idx: int
     text: str
@@ -43,6 +46,7 @@ class TextDelta:
     finish_reason: str | None
     error: str | None = None
     stopped_by_text: bool = False
+    stop_string: str | None = None
 
 
 class SampleText:
@@ -93,6 +97,7 @@ class SampleText:
             delta.stopped_by_text = False
             if self._stops.stopped:
                 delta.finish_reason = "stop"
+        delta.stop_string = self._stops.matched
         self.finished = delta.finish_reason is not None
         self._num_given_chars += len(delta.text)
         delta.logprobs = self._take_logprobs()

@@ -17,7 +17,7 @@ class StopStrings:
     `may_stop`: asked with all text before a match; where it says no, the match is text like any other.
     """
 
-    __slots__ = ("_fallbacks", "_given", "_held", "_matched", "_may_stop", "_stops", "stopped")
+    __slots__ = ("_fallbacks", "_given", "_held", "_matched", "_may_stop", "_stops", "matched", "stopped")
 
     def __init__(self, stops: Sequence[str], may_stop: Callable[[str], bool] | None = None) -> None:
         self._stops = tuple(stops)
@@ -27,6 +27,8 @@ class StopStrings:
         self._given = ""  # kept for `may_stop` only
         self._may_stop = may_stop
         self.stopped = False
+        self.matched: str | None = None
+        """The stop string that was found."""
 
     def push(self, text: str) -> str:
         """The text that is now certain to be before any stop string."""
@@ -39,6 +41,7 @@ class StopStrings:
             matched_len = self._advance(char)
             if matched_len and self._is_allowed(seen[: offset - matched_len]):
                 self.stopped = True
+                self.matched = seen[offset - matched_len : offset]
                 self._held = ""
                 return seen[: offset - matched_len]
         held_len = max(self._matched)

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from friendli_runtime.server.auth import ApiKeys
 from friendli_runtime.server.errors import unavailable
 from friendli_runtime.server.limits import Limits
 
@@ -145,7 +146,7 @@ def test_a_client_that_stops_reading_is_dropped(make_server: MakeServer) -> None
 
 
 def test_the_key_is_needed_everywhere_but_for_health(make_server: MakeServer) -> None:
-    server = make_server(api_key="secret")
+    server = make_server(api_keys=ApiKeys("secret"))
     for path in ("/v1/models", "/v1/completions", "/nothing"):
         assert server.client.get(path).status_code == 401
     assert server.client.get("/v1/models", headers={"authorization": "Bearer wrong"}).status_code == 401

@@ -1,0 +1,62 @@
+"""One choice of a chat-like answer, read piece by piece: reasoning, content, calls and why it ended.
+
+Shared by /v1/chat/completions, /v1/messages and /v1/responses, which differ in how they write it down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..tokenizer.sample_text import TextDelta
+from ..tools.forms import AnswerPiece, AnswerReader, ReadOptions
+from ..tools.parser import CallDelta
+from .generation import Generation, Usage
+
+
+def reading_of(generation: Generation) -> ReadOptions:
+    """How the answers of a chat are to be read; from here on reasoning tokens are counted, if they are told apart."""
+    reading = generation.prompts[0].reading
+    assert reading is not None
+    if reading.splits_reasoning and reading.forms.reasoning is not None:
+        generation.usage.num_reasoning_tokens = 0
+    return reading
+
+
+class Choice:
+    """`read` each delta; `collect` what it gave when the answer is wanted as a whole."""
+
+    __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "logprobs", "reasoning", "stop_string")
+
+    def __init__(self, reading: ReadOptions) -> None:
+        self._reader = AnswerReader(reading)
+        self.has_role = False
+        self.reasoning: list[str] = []
+        self.content: list[str] = []
+        self.calls: list[CallDelta] = []
+        self.logprobs: list[dict[str, Any]] = []
+        self.finish_reason: str | None = None
+        self.stop_string: str | None = None
+
+    def read(self, delta: TextDelta, usage: Usage) -> AnswerPiece:
+        """What a delta adds; the last one sets the finish reason: `stop`, `length` or `tool_calls`."""
+        if usage.num_reasoning_tokens is not None and self._reader.in_reasoning:
+            usage.num_reasoning_tokens += delta.num_tokens
+        piece = self._reader.push(delta.text)
+        if delta.finish_reason is not None:
+            last = self._reader.finish()
+            piece = AnswerPiece(piece.reasoning + last.reasoning, piece.content + last.content, [*piece.calls, *last.calls])
+            is_call = delta.finish_reason == "stop" and self._reader.num_calls > 0
+            self.finish_reason = "tool_calls" if is_call else delta.finish_reason
+            self.stop_string = delta.stop_string
+        return piece
+
+    def collect(self, piece: AnswerPiece, new_call_id: Callable[[], str]) -> None:
+        """Keeps a piece; every call gets an id."""
+        self.reasoning.append(piece.reasoning)
+        self.content.append(piece.content)
+        for call in piece.calls:
+            if call.name is not None:
+                self.calls.append(CallDelta(call.call_idx, call.name, call.arguments, call.call_id or new_call_id()))
+            else:
+                self.calls[-1].arguments += call.arguments

@@ -1,0 +1,270 @@
+"""/v1/messages and /v1/responses with the published clients, and API keys."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+from friendli_runtime.errors import ConfigError
+from friendli_runtime.server.auth import ApiKeys
+from tools.templates import OPENS_THINKING
+
+from .conftest import TestServer, start
+from .test_tools import REASONED, TOOLS, TWO_CALLS, WEATHER
+
+REASONED_CALLS = "hm\n</think>\n\n" + TWO_CALLS
+CLAUDE_TOOLS: Any = [
+    {"name": "get_weather", "input_schema": WEATHER},
+    {"name": "now", "input_schema": {"type": "object", "properties": {}}},
+]
+RESPONSE_TOOLS: Any = [{"type": "function", **tool["function"], "strict": True} for tool in TOOLS]
+
+
+@pytest.fixture(scope="module")
+def thinking() -> Iterator[TestServer]:
+    running, stop = start(template=OPENS_THINKING.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
+    yield running
+    stop()
+
+
+@pytest.fixture(scope="module")
+def claude(thinking: TestServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=thinking.url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(thinking: TestServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=thinking.url + "/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def ask(text: str) -> Any:
+    return [{"role": "user", "content": f"[[{text}]]"}]
+
+
+# /v1/messages ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_message_has_text_and_usage(claude: anthropic.Anthropic) -> None:
+    message = claude.messages.create(model="scripted", max_tokens=100, messages=ask(REASONED), system="be brief")
+    assert [(block.type, block.text) for block in message.content if block.type == "text"] == [("text", "the answer")]
+    assert message.stop_reason == "end_turn" and message.usage.output_tokens > 0 and message.usage.input_tokens > 0
+    assert len(message.content) == 1, "reasoning is left out unless asked for"
+
+
+def test_thinking_is_a_block_of_its_own(claude: anthropic.Anthropic) -> None:
+    fields: Any = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000, "messages": ask(REASONED)}
+    message = claude.messages.create(model="scripted", **fields)
+    assert [block.type for block in message.content] == ["thinking", "text"]
+    assert message.content[0].thinking == "think about\n\nit"  # type: ignore[union-attr]
+    with claude.messages.stream(model="scripted", **fields) as stream:
+        final = stream.get_final_message()
+    assert [block.model_dump() for block in final.content] == [block.model_dump() for block in message.content]
+    short = claude.messages.create(model="scripted", **{**fields, "thinking": {"type": "enabled", "budget_tokens": 2}})
+    assert len(short.content[0].thinking) < 12  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tool_use_comes_as_blocks(claude: anthropic.Anthropic, stream: bool) -> None:
+    fields: Any = {"model": "scripted", "max_tokens": 1000, "tools": CLAUDE_TOOLS, "messages": ask(REASONED_CALLS)}
+    if stream:
+        with claude.messages.stream(**fields) as events:
+            message = events.get_final_message()
+    else:
+        message = claude.messages.create(**fields)
+    assert [block.type for block in message.content] == ["text", "tool_use", "tool_use"] and message.stop_reason == "tool_use"
+    assert [(block.name, block.input) for block in message.content if block.type == "tool_use"] == [
+        ("get_weather", {"city": 'Paris {"x"} 🙂', "days": 3}),
+        ("now", {}),
+    ]
+
+
+def test_tool_results_go_back(claude: anthropic.Anthropic) -> None:
+    messages: Any = [
+        {"role": "user", "content": [{"type": "text", "text": "weather?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "look"}, {"type": "tool_use", "id": "c1", "name": "now", "input": {}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "[[</think>noon]]"}]},
+    ]
+    message = claude.messages.create(model="scripted", max_tokens=100, messages=messages, tools=CLAUDE_TOOLS)
+    assert message.content[0].text == "noon"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_why_it_stopped_is_told(claude: anthropic.Anthropic, stream: bool) -> None:
+    def stopped(**fields: Any) -> tuple[Any, Any]:
+        given = {"model": "scripted", "max_tokens": 100, "messages": ask("a</think>one two three"), **fields}
+        if stream:
+            with claude.messages.stream(**given) as events:
+                message = events.get_final_message()
+        else:
+            message = claude.messages.create(**given)
+        return message.stop_reason, message.stop_sequence
+
+    assert stopped() == ("end_turn", None)
+    assert stopped(max_tokens=3) == ("max_tokens", None)
+    assert stopped(stop_sequences=["four", "two"]) == ("stop_sequence", "two")
+
+
+def test_tool_choice_of_messages(claude: anthropic.Anthropic) -> None:
+    fields: Any = {"model": "scripted", "max_tokens": 1000, "tools": CLAUDE_TOOLS, "messages": ask("hm</think>no")}
+    for choice, names in (({"type": "any"}, {"get_weather", "now"}), ({"type": "tool", "name": "now"}, {"now"})):
+        message = claude.messages.create(**fields, tool_choice=choice)
+        assert {block.name for block in message.content if block.type == "tool_use"} & names
+    assert claude.messages.create(**fields, tool_choice={"type": "none"}).stop_reason == "end_turn"
+    one = {**fields, "messages": ask(REASONED_CALLS), "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}
+    assert len([block for block in claude.messages.create(**one).content if block.type == "tool_use"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "fields"),
+    [
+        (400, "max_tokens", {"max_tokens": ...}),
+        (422, "max_tokens", {"max_tokens": 10**9}),
+        (400, "messages", {"messages": ...}),
+        (422, "messages", {"messages": []}),
+        (422, "messages", {"messages": [{"role": "system", "content": "a"}]}),
+        (422, "messages", {"messages": [*ask("x"), {"role": "assistant", "content": "prefill"}]}),
+        (422, "messages", {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}),
+        (400, "messages", {"messages": [{"role": "user", "content": 3}]}),
+        (422, "stop_sequences", {"stop_sequences": [""]}),
+        (422, "temperature", {"temperature": -1}),
+        (422, "tools", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+        (422, "tool_choice", {"tool_choice": {"type": "all"}}),
+        (422, "thinking", {"thinking": {"type": "enabled", "budget_tokens": 0}}),
+        (422, "output_config", {"output_config": {"effort": "high"}}),
+        (400, "max_token", {"max_token": 3}),
+    ],
+)
+def test_bad_messages_are_refused_by_name(thinking: TestServer, status: int, param: str, fields: dict[str, Any]) -> None:
+    given = {"model": "scripted", "max_tokens": 10, "messages": ask("x"), **fields}
+    response = thinking.post("/v1/messages", **{name: value for name, value in given.items() if value is not ...})
+    body = response.json()
+    assert (response.status_code, body["error"]["param"], body["type"]) == (status, param, "error"), body
+
+
+def test_a_failure_in_a_stream_of_messages_is_an_error_event(claude: anthropic.Anthropic) -> None:
+    with (
+        pytest.raises(anthropic.APIStatusError, match="NaN"),
+        claude.messages.stream(model="scripted", max_tokens=50, messages=ask("a b c d e f ☢")) as stream,
+    ):
+        stream.get_final_message()
+
+
+# /v1/responses ---------------------------------------------------------------------------------------------------------------------------
+
+
+def final(client: openai.OpenAI, *, stream: bool, **fields: Any) -> Any:
+    if not stream:
+        return client.responses.create(model="scripted", **fields)
+    with client.responses.stream(model="scripted", **fields) as events:
+        numbers = [event.sequence_number for event in events]
+        assert numbers == list(range(len(numbers)))
+        return events.get_final_response()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_has_reasoning_and_text(client: openai.OpenAI, stream: bool) -> None:
+    response = final(client, stream=stream, input=f"[[{REASONED}]]", instructions="be brief", max_output_tokens=200)
+    assert response.output_text == "the answer" and response.status == "completed"
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    assert response.output[0].content[0].text == "think about\n\nit"
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_function_calls_of_a_response(client: openai.OpenAI, stream: bool) -> None:
+    response = final(client, stream=stream, input=ask(REASONED_CALLS), tools=RESPONSE_TOOLS)
+    calls = [item for item in response.output if item.type == "function_call"]
+    assert [(call.name, json.loads(call.arguments)) for call in calls] == [
+        ("get_weather", {"city": 'Paris {"x"} 🙂', "days": 3}),
+        ("now", {}),
+    ]
+    more = [
+        {"role": "user", "content": "weather?"},
+        *(call.model_dump(exclude_none=True, include={"type", "call_id", "name", "arguments"}) for call in calls),
+    ]
+    more += [{"type": "function_call_output", "call_id": call.call_id, "output": "[[</think>sunny]]"} for call in calls]
+    assert final(client, stream=stream, input=more, tools=RESPONSE_TOOLS).output_text == "sunny"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_has_its_format_and_can_be_cut(client: openai.OpenAI, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+    text: Any = {"format": {"type": "json_schema", "name": "n", "schema": schema, "strict": True}}
+    assert json.loads(final(client, stream=stream, input='[[x</think>{"a": 12}]]', text=text).output_text) == {"a": 12}
+    if not stream:
+        cut = final(client, stream=False, input=f"[[{REASONED}]]", max_output_tokens=3)
+    else:
+        events = list(client.responses.create(model="scripted", input=f"[[{REASONED}]]", max_output_tokens=3, stream=True))
+        assert events[-1].type == "response.incomplete"
+        cut = events[-1].response
+    assert cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens"
+
+
+@pytest.mark.parametrize(
+    ("status", "param", "fields"),
+    [
+        (400, "input", {"input": ...}),
+        (422, "input", {"input": []}),
+        (422, "input", {"input": [{"type": "computer_call"}]}),
+        (422, "input", {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}),
+        (422, "max_output_tokens", {"max_output_tokens": 10**9}),
+        (400, "text", {"text": {"format": {"type": "xml"}}}),
+        (400, "text", {"text": {"form": 1}}),
+        (422, "tools", {"tools": [{"type": "web_search"}]}),
+        (422, "previous_response_id", {"previous_response_id": "resp_1"}),
+        (422, "background", {"background": True}),
+        (422, "reasoning", {"reasoning": {"effort": "much"}}),
+    ],
+)
+def test_bad_responses_are_refused_by_name(thinking: TestServer, status: int, param: str, fields: dict[str, Any]) -> None:
+    given = {"input": "[[x]]", **fields}
+    response = thinking.post("/v1/responses", **{name: value for name, value in given.items() if value is not ...})
+    assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
+
+
+# Keys ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_key_of_the_file_works_and_the_file_may_change(tmp_path: Path, request: pytest.FixtureRequest, make_server: Any) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# team a\nalpha\n\nbeta\n")
+    server: TestServer = make_server(api_keys=ApiKeys(path))
+
+    def status(**headers: str) -> int:
+        return server.client.get("/v1/models", headers=headers).status_code
+
+    assert status(authorization="Bearer alpha") == status(authorization="Bearer beta") == status(**{"x-api-key": "alpha"}) == 200
+    for wrong in (
+        {},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer gamma"},
+        {"authorization": "Bearer # team a"},
+        {"x-api-key": ""},
+    ):
+        assert status(**wrong) == 401
+    path.write_text("gamma-is-new\n")
+    assert status(authorization="Bearer gamma-is-new") == 200 and status(authorization="Bearer alpha") == 401
+    path.write_text("\n")
+    assert status(authorization="Bearer gamma-is-new") == 200 and status() == 401
+    path.unlink()
+    assert status(authorization="Bearer gamma-is-new") == 200
+
+
+def test_no_route_but_health_answers_without_a_key(make_server: Any) -> None:
+    server: TestServer = make_server(api_keys=ApiKeys("secret"))
+    for path in [*server.app._routes, "/v1/nothing", "/", "//v1/models", "/v1/models/"]:
+        for method in ("GET", "POST"):
+            assert server.client.request(method, path).status_code == 401, path
+    assert server.client.get("/health").status_code == 200
+
+
+def test_a_file_without_keys_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none\n")
+    for source in (tmp_path / "keys", ""):
+        with pytest.raises(ConfigError):
+            ApiKeys(source)
