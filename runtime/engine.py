@@ -88,6 +88,8 @@ class Engine:
     `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
     `ignores_nan`: a NaN score is a token that cannot be chosen, and a sample without any score ends with `stop`; else both are errors.
+    `ngram_size`: tokens that are guessed ahead from what a sequence has said before, as far as the executor is bound for more logits than
+    `max_num_seqs`; 0: none. Guesses change the time, never a token.
     `has_prefix_cache`: requests take the computed blocks of others whose tokens begin alike and whose `cache_salt` is the same.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """
@@ -103,6 +105,7 @@ class Engine:
         vocab_size: int,
         has_prefix_cache: bool = True,
         ignores_nan: bool = False,
+        ngram_size: int = 0,
         on_batch_end: Callable[[], None] | None = None,
     ) -> None:
         from . import _core  # here, so that importing this module loads no native code
@@ -116,6 +119,7 @@ class Engine:
             vocab_size=vocab_size,
             has_prefix_cache=has_prefix_cache,
             ignores_nan=ignores_nan,
+            ngram_size=ngram_size,
         )
         self._scope_key = secrets.token_bytes(16)
         self._queue_full: type[Exception] = _core.QueueFullError
@@ -255,9 +259,7 @@ class Engine:
                 continue
             sample_idx = output.sample_idx
             request.num_tokens[sample_idx] += 1
-            self._mask_feeder.advance(
-                request_id, sample_idx, request.masks[sample_idx], output.token_id, request.num_tokens[sample_idx]
-            )
+            self._mask_feeder.advance(request_id, sample_idx, request.masks[sample_idx], output.token_id, request.num_tokens[sample_idx])
 
 
 class _logged(contextlib.AbstractContextManager[None]):

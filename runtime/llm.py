@@ -100,6 +100,7 @@ class LLM:
         kv_cache_bytes: int | None = None,
         kv_dtype: str | None = None,
         has_prefix_cache: bool = True,
+        ngram_size: int = 3,
         add_special_tokens: bool = True,
         skip_special_tokens: bool = True,
     ) -> None:
@@ -110,6 +111,7 @@ class LLM:
             kv_cache_bytes=kv_cache_bytes,
             kv_dtype=kv_dtype,
             has_prefix_cache=has_prefix_cache,
+            ngram_size=ngram_size,
         )
         text = TextOptions(add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
         self._loaded = open_model(artifact, options, text)

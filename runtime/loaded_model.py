@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 BLOCK_SIZE = 16
 """Tokens of one KV block."""
 KV_DTYPE_BYTES = {"f32": 4, "bf16": 2, "i8": 1}
+MAX_GUESSING_SEQS = 16
+"""Sequences whose guesses one step verifies: a larger batch keeps the machine busy without them, and each guess needs a row of logits."""
 FREE_MEMORY_SHARE = 0.25
 """Of the memory that is free at start, what the KV cache takes at most unless told otherwise."""
 
@@ -35,6 +37,7 @@ FREE_MEMORY_SHARE = 0.25
 class EngineOptions:
     """`num_threads` 0: all that the process may use. `max_num_seqs`: samples at the same time. `max_num_tokens`: rows of one step.
 
+    `ngram_size`: tokens that are guessed ahead from what a sequence has said before; 0: none.
     `ignores_nan`: scores that are no numbers never end a request with an error.
     `has_prefix_cache`: computed prompts are kept and shared between requests that begin alike.
     `kv_cache_bytes` None: as much as `max_num_seqs` full contexts need, within FREE_MEMORY_SHARE. `kv_dtype` None: that of the artifact.
@@ -48,6 +51,7 @@ class EngineOptions:
     kv_dtype: str | None = None
     has_prefix_cache: bool = True
     ignores_nan: bool = False
+    ngram_size: int = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +121,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on
         artifact,
         num_threads=options.num_threads,
         max_num_tokens=options.max_num_tokens,
-        max_num_logits=options.max_num_seqs,
+        max_num_logits=options.max_num_seqs + min(options.max_num_seqs, MAX_GUESSING_SEQS) * options.ngram_size,
         num_blocks=num_blocks,
         kv_dtype=kv_dtype,
     )
@@ -130,6 +134,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on
         vocab_size=artifact.vocab_size,
         has_prefix_cache=options.has_prefix_cache,
         ignores_nan=options.ignores_nan,
+        ngram_size=options.ngram_size,
         on_batch_end=on_batch_end,
     )
 

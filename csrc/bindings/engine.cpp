@@ -15,6 +15,7 @@
 
 #include "bindings/bindings.h"
 #include "engine/block_pool.h"
+#include "engine/ngram_proposer.h"
 #include "engine/prefix_cache.h"
 #include "engine/random.h"
 #include "engine/step_loop.h"
@@ -133,6 +134,7 @@ ForwardFn forward_of(nb::handle model, EngineOptions& options) {
   if (!nb::isinstance<Executor>(model)) {
     options.scheduler.num_blocks = attribute<int64_t>(model, "num_blocks");
     if (nb::hasattr(model, "block_size")) options.scheduler.block_size = attribute<int64_t>(model, "block_size");
+    options.scheduler.max_num_logits = options.scheduler.max_num_tokens;
     return PythonModel(model, options.vocab_size);
   }
   auto* executor = nb::cast<Executor*>(model);
@@ -140,6 +142,7 @@ ForwardFn forward_of(nb::handle model, EngineOptions& options) {
   options.scheduler.block_size = kBlockSize;
   require_at_most("max_num_tokens", options.scheduler.max_num_tokens, executor->max_num_tokens(), "max_num_tokens");
   require_at_most("max_num_seqs", options.scheduler.max_num_seqs, executor->max_num_logits(), "max_num_logits");
+  options.scheduler.max_num_logits = executor->max_num_logits();
   require_at_most("max_context_len", options.max_context_len, executor->max_context_len(), "max_context_len");
   require_at_most("vocab_size", options.vocab_size, executor->vocab_size(), "vocab_size");
   return [executor](const Batch& batch) -> LogitsView {
@@ -213,6 +216,8 @@ class PyEngine {
     result["num_generated_tokens"] = stats.counters.num_generated_tokens;
     result["num_finished_samples"] = stats.counters.num_finished_samples;
     result["num_errors"] = stats.counters.num_errors;
+    result["num_proposed_tokens"] = stats.counters.num_proposed_tokens;
+    result["num_accepted_tokens"] = stats.counters.num_accepted_tokens;
     result["num_bad_rows"] = stats.counters.num_bad_rows;
     result["last_step_s"] = static_cast<double>(stats.last_step_ns) * 1e-9;
     result["busy_s"] = static_cast<double>(stats.busy_ns) * 1e-9;
@@ -292,8 +297,9 @@ void bind_engine(nb::module_& m) {
       .def(
           "__init__",
           [](PyEngine* self, nb::object model, int64_t max_num_seqs, int64_t max_num_tokens, int64_t max_queue_len,
-             int64_t max_context_len, int64_t vocab_size, bool has_prefix_cache, bool ignores_nan) {
+             int64_t max_context_len, int64_t vocab_size, bool has_prefix_cache, bool ignores_nan, int64_t ngram_size) {
             EngineOptions options;
+            options.scheduler.ngram_size = ngram_size;
             options.scheduler.shares_prefixes = has_prefix_cache;
             options.scheduler.hash_seed = std::random_device()();
             options.scheduler.max_num_seqs = max_num_seqs;
@@ -305,7 +311,7 @@ void bind_engine(nb::module_& m) {
           },
           nb::arg("model"), nb::kw_only(), nb::arg("max_num_seqs"), nb::arg("max_num_tokens"), nb::arg("max_queue_len"),
           nb::arg("max_context_len"), nb::arg("vocab_size"), nb::arg("has_prefix_cache") = true,
-          nb::arg("ignores_nan") = false)
+          nb::arg("ignores_nan") = false, nb::arg("ngram_size") = 0)
       .def(
           "submit",
           [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask,
@@ -382,6 +388,17 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("num_used", &BlockPool::num_used);
 
   bind_prefix_cache(m);
+
+  nb::class_<NgramProposer>(m, "NgramProposer", "Guesses the next tokens of a sequence from the tokens before.")
+      .def(nb::init<int64_t, int64_t>(), nb::arg("max_num_proposed"), nb::arg("num_tokens"))
+      .def(
+          "propose",
+          [](NgramProposer& self, const TokenIds& tokens, int64_t limit) {
+            const auto proposed = self.propose(tokens, limit);
+            return TokenIds(proposed.begin(), proposed.end());
+          },
+          nb::arg("tokens"), nb::arg("limit"))
+      .def("note_outcome", &NgramProposer::note_outcome, nb::arg("num_accepted"), nb::arg("num_tokens"));
 
   m.def("sample_token", &sample_token, nb::arg("logits"), nb::arg("prompt"), nb::arg("output"), nb::arg("params"),
         nb::arg("seed"), nb::arg("allowed_bits") = std::vector<uint32_t>{},

@@ -44,7 +44,7 @@ Engine::Engine(const EngineOptions& options, ForwardFn forward)
   position_ids_.reserve(max_num_tokens);
   cu_seqlens_.reserve(max_num_seqs + 1);
   context_lens_.reserve(max_num_seqs);
-  logit_rows_.reserve(max_num_seqs);
+  logit_rows_.reserve(std::max(max_num_seqs, static_cast<size_t>(options.scheduler.max_num_logits)));
   block_tables_.resize(max_num_seqs * static_cast<size_t>(max_blocks_per_seq_));
   events_.reserve(2 * max_num_seqs);
   finished_ids_.reserve(2 * max_num_seqs);
@@ -72,7 +72,8 @@ RequestTable::node_type Engine::make_checked_request(std::span<const int32_t> pr
                                 " words, expected " + std::to_string(num_mask_words()));
   }
   const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
-  auto request = make_request(prompt, std::move(params), total_len, options_.scheduler.block_size);
+  const SchedulerOptions& scheduler = options_.scheduler;
+  auto request = make_request(prompt, std::move(params), total_len, scheduler.block_size, scheduler.ngram_size);
   request.mapped()->cache_scope = cache_scope;
   return request;
 }
@@ -168,19 +169,19 @@ void Engine::finish_step() {
     Sequence& sequence = *chunk.sequence;
     // Rows of samples cancelled during the forward still have their logits in the view.
     const bool is_cancelled = sequence.state != SequenceState::running;
-    const bool has_logits = chunk.has_logits;
-    const float* logits = has_logits ? logits_.data + logits_.stride * logit_row++ : nullptr;
+    const float* logits = chunk.has_logits ? logits_.data + logits_.stride * logit_row : nullptr;
+    logit_row += chunk.num_logit_rows();
     if (is_cancelled) continue;
     if (!forward_error_.empty()) {
       end_without_token(sequence, FinishReason::error, forward_error_);
       continue;
     }
-    if (has_logits && is_mask_missing(sequence)) {
+    if (chunk.has_logits && is_mask_missing(sequence)) {
       wait_for_mask(chunk);
       continue;
     }
-    scheduler_.mark_computed(chunk);
-    if (has_logits) sample_chunk(sequence, logits);
+    scheduler_.mark_computed(sequence, chunk.num_tokens);
+    if (chunk.has_logits) sample_chunk(chunk, logits);
   }
   chunks_ = {};
   ++counters_.num_steps;
@@ -189,7 +190,7 @@ void Engine::finish_step() {
 
 // The last row stays pending: it is computed again when the mask is there.
 void Engine::wait_for_mask(const Chunk& chunk) {
-  if (chunk.num_tokens > 1) scheduler_.mark_computed({chunk.sequence, chunk.num_tokens - 1, false});
+  if (chunk.num_tokens > 1) scheduler_.mark_computed(*chunk.sequence, chunk.num_tokens - 1);
   chunk.sequence->is_waiting_for_mask = true;
 }
 
@@ -229,17 +230,37 @@ void Engine::append_rows(const Chunk& chunk) {
   int32_t* table = block_tables_.data() + static_cast<int64_t>(context_lens_.size()) * max_blocks_per_seq_;
   std::copy(sequence.blocks.begin(), sequence.blocks.end(), table);
   context_lens_.push_back(static_cast<int32_t>(sequence.num_computed));
-  for (int64_t idx = sequence.num_computed; idx < sequence.num_computed + chunk.num_tokens; ++idx) {
-    input_ids_.push_back(sequence.tokens[static_cast<size_t>(idx)]);
-    position_ids_.push_back(static_cast<int32_t>(idx));
+  const auto first = sequence.tokens.begin() + sequence.num_computed;
+  input_ids_.insert(input_ids_.end(), first, first + chunk.num_tokens);
+  const auto guesses = sequence.proposer.proposed().first(static_cast<size_t>(chunk.num_proposed));
+  input_ids_.insert(input_ids_.end(), guesses.begin(), guesses.end());
+  for (int64_t row = 0; row < chunk.num_rows(); ++row) {
+    position_ids_.push_back(static_cast<int32_t>(sequence.num_computed + row));
   }
-  cu_seqlens_.push_back(static_cast<int32_t>(input_ids_.size()));
-  if (chunk.has_logits) logit_rows_.push_back(static_cast<int32_t>(input_ids_.size()) - 1);
+  const auto num_rows = static_cast<int32_t>(input_ids_.size());
+  cu_seqlens_.push_back(num_rows);
+  for (auto idx = static_cast<int32_t>(chunk.num_logit_rows()); idx > 0; --idx) logit_rows_.push_back(num_rows - idx);
   const bool is_decode = chunk.num_tokens == 1 && num_output_tokens(sequence) > 0 && chunk.has_logits;
   counters_.num_prompt_tokens += is_decode ? 0 : chunk.num_tokens;
 }
 
-void Engine::sample_chunk(Sequence& sequence, const float* logits) {
+// The first row gives a token in any case; each further one only if its guess was the token before.
+void Engine::sample_chunk(const Chunk& chunk, const float* logits) {
+  Sequence& sequence = *chunk.sequence;
+  sample_row(sequence, logits);
+  if (chunk.num_proposed == 0) return;
+  int64_t num_accepted = 0;
+  while (num_accepted < chunk.num_proposed && sequence.state == SequenceState::running &&
+         sequence.tokens.back() == sequence.proposer.proposed()[static_cast<size_t>(num_accepted)]) {
+    scheduler_.mark_computed(sequence, 1);
+    sample_row(sequence, logits + ++num_accepted * logits_.stride);
+  }
+  sequence.proposer.note_outcome(num_accepted, sequence.num_tokens());
+  counters_.num_proposed_tokens += chunk.num_proposed;
+  counters_.num_accepted_tokens += num_accepted;
+}
+
+void Engine::sample_row(Sequence& sequence, const float* logits) {
   const Request& request = *sequence.request;
   SampleInput input;
   input.logits = logits;

@@ -6,6 +6,9 @@
 //   (cancel…)       may come in between: the sample gets no token of this step and its blocks are free at once
 //   finish_step()   sample, apply the stop rules, emit events
 //
+// A step may compute guesses of what a sequence will say next. Each row is sampled as if it were alone, and the first
+// token that differs from its guess ends what the step gives to that sequence: guesses change the time, never a token.
+//
 // A bad row (NaN) ends its request; a model that throws ends the requests of that batch; the engine goes on in both
 // cases. After warm-up a step allocates nothing, unless log-probabilities are asked for, a sample ends with an error or
 // an answer outgrows the room that its request came with (kReservedOutputTokens).
@@ -67,7 +70,9 @@ struct EngineCounters {
   int64_t num_generated_tokens = 0;
   int64_t num_finished_samples = 0;  // for any reason
   int64_t num_errors = 0;            // samples that ended with FinishReason::error
-  int64_t num_bad_rows = 0;          // sampled rows with a NaN, a +infinity or no finite score
+  int64_t num_proposed_tokens = 0;   // guesses that were computed, and those of them that came true
+  int64_t num_accepted_tokens = 0;
+  int64_t num_bad_rows = 0;  // sampled rows with a NaN, a +infinity or no finite score
 };
 
 class Engine {
@@ -113,7 +118,8 @@ class Engine {
   void append_rows(const Chunk& chunk);
   Sequence* find_sample(int64_t request_id, int32_t sample_idx);
   void wait_for_mask(const Chunk& chunk);
-  void sample_chunk(Sequence& sequence, const float* logits);
+  void sample_chunk(const Chunk& chunk, const float* logits);
+  void sample_row(Sequence& sequence, const float* logits);
   void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
   void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
   void end_all(FinishReason reason, const std::string& error);

@@ -22,6 +22,9 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   require_at_least("max_num_seqs", options.max_num_seqs, 1);
   require_at_least("max_num_tokens (rows of a step; every running sequence needs one)", options.max_num_tokens,
                    options.max_num_seqs);
+  if (options_.max_num_logits == 0) options_.max_num_logits = options_.max_num_seqs;
+  require_at_least("max_num_logits (every running sequence needs one)", options_.max_num_logits, options_.max_num_seqs);
+  require_at_least("ngram_size", options_.ngram_size, 0);
   running_.reserve(static_cast<size_t>(options.max_num_seqs));
   chunks_.reserve(static_cast<size_t>(options.max_num_seqs));
   prefix_.reserve(static_cast<size_t>(options.num_blocks));
@@ -41,12 +44,13 @@ std::span<const Chunk> Scheduler::schedule() {
   schedule_decodes();
   schedule_prefills();
   admit_waiting();
+  if (options_.ngram_size > 0) schedule_proposals();
   return chunks_;
 }
 
-void Scheduler::mark_computed(const Chunk& chunk) {
-  chunk.sequence->num_computed += chunk.num_tokens;
-  publish_full_blocks(*chunk.sequence);
+void Scheduler::mark_computed(Sequence& sequence, int64_t num_tokens) {
+  sequence.num_computed += num_tokens;
+  publish_full_blocks(sequence);
 }
 
 // What was admitted while the oldest waited for its sibling gives way.
@@ -102,6 +106,28 @@ void Scheduler::admit_waiting() {
     admit(sequence);
     schedule_chunk(sequence);
   }
+}
+
+void Scheduler::schedule_proposals() {
+  int64_t num_logits = std::ranges::count_if(chunks_, [](const Chunk& chunk) { return chunk.has_logits; });
+  for (Chunk& chunk : chunks_) {
+    if (!chunk.has_logits || chunk.num_tokens > 1) continue;
+    propose(chunk, std::min(budget_, options_.max_num_logits - num_logits));
+    budget_ -= chunk.num_proposed;
+    num_logits += chunk.num_proposed;
+  }
+}
+
+// A guess takes at most one block more than the sequence has, and only one that is not a spare one of others.
+void Scheduler::propose(Chunk& chunk, int64_t limit) {
+  Sequence& sequence = *chunk.sequence;
+  const int64_t num_wanted = std::min(limit, sequence.request->max_total_len - sequence.num_tokens() - 1);
+  const auto num_proposed = static_cast<int64_t>(sequence.proposer.propose(sequence.tokens, num_wanted).size());
+  auto room = [&] {
+    return static_cast<int64_t>(sequence.blocks.size()) * options_.block_size - sequence.num_tokens();
+  };
+  if (num_proposed > room() && cache_.num_available() > num_running()) sequence.blocks.push_back(cache_.allocate());
+  chunk.num_proposed = std::min(num_proposed, room());
 }
 
 // False: the sequence was itself the youngest and has been preempted.

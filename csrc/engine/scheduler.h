@@ -6,6 +6,7 @@
 //   3. sequences with more to compute get chunks of what is left of the row budget, oldest first
 //   4. waiting sequences are admitted, oldest first, when blocks for all their tokens are free beside one spare block
 //   per running sequence
+//   5. rows, logits and blocks that are still left go to guesses of the next tokens of decoding sequences, oldest first
 //
 // Nothing overtakes the oldest waiting sequence, and the oldest running one is never preempted, so every request ends.
 // One exception to the order: a sample whose sibling is about to have the prompt's blocks ready waits for them and lets
@@ -31,16 +32,22 @@ struct SchedulerOptions {
   int64_t block_size = 16;
   int64_t max_num_seqs = 64;
   int64_t max_num_tokens = 512;  // rows of a step, at least max_num_seqs
+  int64_t max_num_logits = 0;    // rows of a step whose logits are computed; 0: max_num_seqs, which leaves no guesses
+  int64_t ngram_size = 0;        // tokens that are guessed ahead for one sequence
   bool shares_prefixes = true;   // between requests; samples of one request always do
   uint64_t hash_seed = 0;        // of the prefix cache's table: lookup times are nobody's to predict
 };
 
 // The next `num_tokens` uncomputed tokens of a running sequence. The chunk that reaches the last token gives the logits
-// of the next one.
+// of the next one. Guessed tokens (`sequence->proposer.proposed()`) follow the last one, each with logits of its own.
 struct Chunk {
   Sequence* sequence;
   int64_t num_tokens;
   bool has_logits;
+  int64_t num_proposed = 0;
+
+  int64_t num_rows() const { return num_tokens + num_proposed; }
+  int64_t num_logit_rows() const { return has_logits ? 1 + num_proposed : 0; }
 };
 
 class Scheduler {
@@ -51,8 +58,8 @@ class Scheduler {
   void add(Request& request);
   // The chunks of the next step; valid until the next call. Their blocks are in the sequences.
   std::span<const Chunk> schedule();
-  // The chunk's rows are in the KV cache now.
-  void mark_computed(const Chunk& chunk);
+  // The next tokens of the sequence are in the KV cache now.
+  void mark_computed(Sequence& sequence, int64_t num_tokens);
   // Waiting or running → finished: gives its blocks back at once. `is_sound` false: what it alone computed is not kept
   // in the prefix cache.
   void finish(Sequence& sequence, bool is_sound);
@@ -76,6 +83,8 @@ class Scheduler {
   void schedule_decodes();
   void schedule_prefills();
   void admit_waiting();
+  void schedule_proposals();
+  void propose(Chunk& chunk, int64_t limit);
   bool grow_for_decode(Sequence& sequence);
   bool fits(const Sequence& sequence, std::span<const int32_t> prefix) const;
   bool waits_for_sibling(const Sequence& sequence, int64_t num_prefix_blocks) const;

@@ -7,7 +7,7 @@
 namespace fmo {
 
 RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingParams params, int64_t max_total_len,
-                                     int64_t block_size) {
+                                     int64_t block_size, int64_t ngram_size) {
   // Room for a usual answer at once; a longer one grows by doubling.
   constexpr int64_t kReservedOutputTokens = 4096;
   auto request = std::make_unique<Request>();
@@ -26,7 +26,10 @@ RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingPa
     sequence.tokens.assign(prompt.begin(), prompt.end());
     sequence.blocks.reserve(static_cast<size_t>(ceil_div(num_reserved, block_size)));
     sequence.place = places.extract(places.insert(&sequence).first);
-    if (!request->params.is_constrained) continue;
+    if (!request->params.is_constrained) {  // the mask of a guessed token cannot be known
+      sequence.proposer = NgramProposer(ngram_size, num_reserved);
+      continue;
+    }
     sequence.mask = request->params.first_mask;
     sequence.mask_position = 0;
   }

@@ -17,6 +17,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/ngram_proposer.h"
 #include "engine/prefix_cache.h"
 #include "engine/sampling_params.h"
 
@@ -44,6 +45,8 @@ struct Sequence {
   std::vector<int32_t> blocks;  // block b holds tokens b·block_size …; this sequence owns one reference to each
   int64_t num_published = 0;    // the first of `blocks`, all full: known to the prefix cache
   WaitingSet::node_type place;  // in the queue, kept while not there: to be preempted allocates nothing
+
+  NgramProposer proposer;  // guesses the next tokens of a decoding sequence
 
   // Of a constrained request: the mask of output token `mask_position`. A sequence whose mask comes after its logits
   // steps aside until it is there; its last row is then computed again, which gives the same logits.
@@ -83,6 +86,6 @@ using RequestTable = std::map<int64_t, std::unique_ptr<Request>>;
 // A request without an id yet, with one waiting sequence per seed, all holding the prompt. Allocates what they need for
 // their life, up to answers of several thousand tokens.
 RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingParams params, int64_t max_total_len,
-                                     int64_t block_size);
+                                     int64_t block_size, int64_t ngram_size);
 
 }  // namespace fmo

@@ -71,6 +71,13 @@ def engine_options(*, max_batch_size: int) -> Callable[[Callable[..., Any]], Cal
             show_default=True,
             help="Keep computed prompts and share them between requests that begin alike.",
         ),
+        click.option(
+            "--ngram-size",
+            type=click.IntRange(0, 16),
+            default=3,
+            show_default=True,
+            help="Tokens that are guessed ahead from what the text has said before, and verified in one step; 0: none.",
+        ),
     ]
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:

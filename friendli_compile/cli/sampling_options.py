@@ -63,4 +63,5 @@ def open_llm(artifact: Path, options: dict[str, Any]) -> LLM:
         kv_cache_bytes=options["kv_cache_memory"],
         kv_dtype=options["kv_dtype"],
         has_prefix_cache=options["prefix_cache"],
+        ngram_size=options["ngram_size"],
     )

@@ -109,6 +109,7 @@ def serve(
             kv_cache_bytes=engine["kv_cache_memory"],
             kv_dtype=engine["kv_dtype"],
             has_prefix_cache=engine["prefix_cache"],
+            ngram_size=engine["ngram_size"],
             ignores_nan=ignore_nan_error,
         ),
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),

@@ -67,7 +67,12 @@ std::vector<int32_t> prompt_of(int64_t idx) {
 
 bool run() {
   fmo::EngineOptions options;
-  options.scheduler = {.num_blocks = 60, .block_size = 4, .max_num_seqs = 8, .max_num_tokens = 32};
+  options.scheduler = {.num_blocks = 60,
+                       .block_size = 4,
+                       .max_num_seqs = 8,
+                       .max_num_tokens = 32,
+                       .max_num_logits = kMaxNumLogits,
+                       .ngram_size = 3};
   options.max_context_len = 128;
   options.vocab_size = kVocabSize;
   fmo::StepLoop loop(options, 16, forward);

@@ -6,11 +6,12 @@
 //
 // What happens: bursts of requests with common heads, conversations that go on, several scopes (tenants, adapters),
 // n > 1, constrained samples whose masks come late, cancellations before and during the model's run, deadlines, a full
-// queue, too few blocks, allocations that fail at submit, a model that throws, scores that are NaN.
-// What must hold, every step: the invariants of the scheduler; no sequence reads a cell that another scope, a later
-// step or another token filled; every token is the one that its sample gets alone, from a reference that uses only the
-// sampler; every sample ends exactly once, and for the right reason; what was cancelled ends in that step; the oldest
-// request finishes within 3 times its fair share of steps. At the end everything has ended and no block is used.
+// queue, too few blocks, allocations that fail at submit, a model that throws, scores that are NaN, guesses on texts
+// that repeat and on texts that do not. What must hold, every step: the invariants of the scheduler; no sequence reads
+// a cell that another scope, a later step or another token filled; every token is the one that its sample gets alone,
+// from a reference that uses only the sampler; every sample ends exactly once, and for the right reason; what was
+// cancelled ends in that step; the oldest request finishes within 3 times its fair share of steps. At the end
+// everything has ended and no block is used.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -80,11 +81,17 @@ uint64_t with_token(uint64_t hash, int32_t token_id) {
   return mix_bits(hash + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(token_id + 1));
 }
 
-// One history in `nan_period` has a NaN, every fourth of those nothing else; 0: none has.
-void fill_logits(uint64_t hash, uint64_t nan_period, float* logits) {
+struct ModelKind {
+  uint64_t nan_period = 0;      // one history in so many has a NaN, every fourth of those nothing else; 0: none has
+  float repetition_bias = 0.0;  // added to the score of one successor of each token: makes texts that repeat
+};
+
+void fill_logits(uint64_t hash, int32_t last_token, const ModelKind& kind, float* logits) {
   for (int64_t token = 0; token < kVocabSize; ++token) {
     logits[token] = static_cast<float>(mix_bits(hash + static_cast<uint64_t>(token)) >> 40) * 0x1p-22f;
   }
+  logits[(last_token * 7 + 5) % kVocabSize] += kind.repetition_bias;
+  const uint64_t nan_period = kind.nan_period;
   if (nan_period == 0 || hash % nan_period != 0) return;
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   if (hash / nan_period % 4 == 0) {
@@ -135,7 +142,7 @@ struct Expected {
 struct Setting {
   fmo::EngineOptions engine;
   int64_t max_queue_len = 0;
-  uint64_t nan_period = 0;
+  ModelKind model;
   double throw_rate = 0.0;
   double cancel_rate = 0.0;
   int64_t num_requests = 0;
@@ -150,13 +157,16 @@ Setting random_setting(Random& random) {
   scheduler.num_blocks = std::max<int64_t>(2, random.between(16, 64) / scheduler.block_size);
   scheduler.max_num_seqs = random.between(1, 7);
   scheduler.max_num_tokens = scheduler.max_num_seqs + random.between(0, 12);
+  scheduler.max_num_logits = scheduler.max_num_seqs + random.between(0, 12);
+  scheduler.ngram_size = random.pick<int64_t>({0, 1, 3, 3, 6});
   scheduler.shares_prefixes = random.chance(0.85);
   scheduler.hash_seed = static_cast<uint64_t>(random.below(1 << 30));
   setting.engine.max_context_len = random.between(8, 48);
   setting.engine.vocab_size = kVocabSize;
   setting.engine.ignores_bad_scores = random.chance(0.3);
   setting.max_queue_len = random.between(1, 12);
-  setting.nan_period = random.pick<uint64_t>({0, 0, 40, 300});
+  setting.model.nan_period = random.pick<uint64_t>({0, 0, 40, 300});
+  setting.model.repetition_bias = random.pick({0.0f, 4.0f, 8.0f});
   setting.throw_rate = random.pick({0.0, 0.0, 0.02});
   setting.cancel_rate = random.pick({0.0, 0.02, 0.1});
   setting.num_requests = random.between(3, 24);
@@ -347,8 +357,9 @@ class Simulation {
 
   fmo::LogitsView forward(const fmo::Batch& batch) {
     const auto& scheduler = setting_.engine.scheduler;
-    require(batch.num_tokens <= scheduler.max_num_tokens && batch.num_seqs <= scheduler.max_num_seqs,
-            "a step has more rows or sequences than allowed");
+    require(batch.num_tokens <= scheduler.max_num_tokens && batch.num_seqs <= scheduler.max_num_seqs &&
+                batch.num_logits <= scheduler.max_num_logits,
+            "a step has more rows, sequences or logits than allowed");
     if (random_.chance(setting_.cancel_rate)) cancel_something();
     has_thrown_ = random_.chance(setting_.throw_rate);
     logits_.assign(static_cast<size_t>(batch.num_logits * kVocabSize), 0.0f);
@@ -400,7 +411,7 @@ class Simulation {
       cell_of(position) = {batch.input_ids[row], asked.scope, step_};
       hash = with_token(hash, batch.input_ids[row]);
       if (num_logits == batch.num_logits || batch.logit_rows[num_logits] != row) continue;
-      fill_logits(hash, setting_.nan_period, logits_.data() + kVocabSize * num_logits++);
+      fill_logits(hash, batch.input_ids[row], setting_.model, logits_.data() + kVocabSize * num_logits++);
     }
   }
 
@@ -409,9 +420,9 @@ class Simulation {
   // The next output of a sample that runs alone.
   Expected expected_next(const Asked& asked, const Sample& sample, int64_t sample_idx) {
     std::vector<float> logits(kVocabSize);
-    fill_logits(sample.history_hash, setting_.nan_period, logits.data());
     std::vector<int32_t> tokens = asked.prompt;
     tokens.insert(tokens.end(), sample.output.begin(), sample.output.end());
+    fill_logits(sample.history_hash, tokens.back(), setting_.model, logits.data());
     const std::vector<uint32_t> mask{mask_of(sample.history_hash)};
     fmo::SampleInput input;
     input.logits = logits.data();
@@ -541,6 +552,7 @@ class Simulation {
 
 struct Totals {
   int64_t num_steps = 0, num_tokens = 0, num_cached = 0, num_preemptions = 0, num_evictions = 0, num_errors = 0;
+  int64_t num_proposed = 0, num_accepted = 0;
 
   void add(const fmo::EngineStats& stats) {
     num_steps += stats.counters.num_steps;
@@ -549,6 +561,8 @@ struct Totals {
     num_preemptions += stats.num_preemptions;
     num_evictions += stats.num_evictions;
     num_errors += stats.counters.num_errors;
+    num_proposed += stats.counters.num_proposed_tokens;
+    num_accepted += stats.counters.num_accepted_tokens;
   }
 };
 
@@ -579,9 +593,12 @@ int main(int argc, char** argv) {
   for (uint64_t seed = first_seed; seed < first_seed + num_seeds; ++seed) {
     if (!run_seed(seed, has_trace, totals)) return 1;
   }
-  std::printf("steps %lld\ntokens %lld\ncached %lld\npreemptions %lld\nevictions %lld\nerrors %lld\n",
-              static_cast<long long>(totals.num_steps), static_cast<long long>(totals.num_tokens),
-              static_cast<long long>(totals.num_cached), static_cast<long long>(totals.num_preemptions),
-              static_cast<long long>(totals.num_evictions), static_cast<long long>(totals.num_errors));
+  std::printf(
+      "steps %lld\ntokens %lld\ncached %lld\npreemptions %lld\nevictions %lld\nerrors %lld\nproposed %lld\naccepted "
+      "%lld\n",
+      static_cast<long long>(totals.num_steps), static_cast<long long>(totals.num_tokens),
+      static_cast<long long>(totals.num_cached), static_cast<long long>(totals.num_preemptions),
+      static_cast<long long>(totals.num_evictions), static_cast<long long>(totals.num_errors),
+      static_cast<long long>(totals.num_proposed), static_cast<long long>(totals.num_accepted));
   return 0;
 }

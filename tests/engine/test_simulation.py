@@ -50,12 +50,24 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "what a failed step computed is kept": {
         "engine.cpp": [
-            ("    if (!forward_error_.empty()) {", "    if (!forward_error_.empty()) {\n      scheduler_.mark_computed(chunk);"),
+            (
+                "    if (!forward_error_.empty()) {",
+                "    if (!forward_error_.empty()) {\n      scheduler_.mark_computed(sequence, chunk.num_tokens);",
+            ),
             ("reason != FinishReason::error && !sequence.has_bad_rows", "true"),
         ]
     },
     "a row of logits goes to the wrong sample": {
-        "engine.cpp": [("logits_.stride * logit_row++", "logits_.stride * (logit_row > 0 ? logit_row-- : logit_row++)")]
+        "engine.cpp": [("logit_row += chunk.num_logit_rows();", "logit_row += chunk.has_logits && logit_row == 0 ? 1 : 0;")]
+    },
+    "a wrong guess is taken": {
+        "engine.cpp": [("sequence.tokens.back() == sequence.proposer.proposed()[static_cast<size_t>(num_accepted)]", "true")]
+    },
+    "a guess counts as computed before it is checked": {
+        "engine.cpp": [("mark_computed(sequence, chunk.num_tokens);", "mark_computed(sequence, chunk.num_rows());")]
+    },
+    "guesses pass the limit of tokens": {
+        "scheduler.cpp": [("std::min(limit, sequence.request->max_total_len - sequence.num_tokens() - 1)", "limit")]
     },
     "a NaN gives a token": {"sampler.cpp": [("result.is_bad_row = raw_max.has_nan ||", "result.is_bad_row =")]},
     "the queue holds one more": {"step_loop.cpp": [(">= max_queue_len_", "> max_queue_len_")]},
@@ -77,6 +89,8 @@ def test_random_request_streams_break_no_invariant_and_change_no_token() -> None
         "cached": 10 * NUM_SEEDS,
         "evictions": NUM_SEEDS,
         "preemptions": NUM_SEEDS // 4,
+        "proposed": NUM_SEEDS,
+        "accepted": NUM_SEEDS // 2,
         "errors": NUM_SEEDS // 10,
     }
     assert all(totals[name] >= count for name, count in at_least.items()), f"the streams are too tame: {totals}"

@@ -38,7 +38,7 @@ def run_all(
         artifact,
         num_threads=setting["num_threads"],
         max_num_tokens=setting["max_num_tokens"],
-        max_num_logits=setting["max_num_seqs"],
+        max_num_logits=setting.get("max_num_logits", setting["max_num_seqs"]),
         num_blocks=setting["num_blocks"],
         kv_dtype="f32",
     )
@@ -135,6 +135,19 @@ def test_a_prefix_that_is_known_changes_no_bit_of_what_follows(artifact):
     without, no_stats = run_all(artifact, setting, requests, has_prefix_cache=False)
     assert stats["num_cached_tokens"] > 200 and no_stats["num_cached_tokens"] == 0
     assert [bits_by_sample(outputs) for outputs in with_cache] == [bits_by_sample(outputs) for outputs in without]
+
+
+def test_guessed_tokens_change_no_bit_of_the_answer(artifact):
+    rng = random.Random(8)
+    requests = []
+    for index in range(12):
+        run = [rng.randrange(VOCAB) for _ in range(4)]
+        requests.append((run * 4, SamplingParams(temperature=0.0 if index % 2 else 0.3, seed=index, logprobs=2, max_tokens=30)))
+    setting = {"num_threads": 2, "max_num_tokens": 24, "max_num_seqs": 4, "num_blocks": 20}
+    plain, _ = run_all(artifact, setting, requests)
+    guessed, stats = run_all(artifact, {**setting, "max_num_logits": 16}, requests, ngram_size=3)
+    assert stats["num_accepted_tokens"] > 20, stats
+    assert [bits_by_sample(outputs) for outputs in guessed] == [bits_by_sample(outputs) for outputs in plain]
 
 
 def test_blocks_are_all_free_after_cancelled_requests(artifact):

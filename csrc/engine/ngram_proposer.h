@@ -1,0 +1,49 @@
+// Guesses what a sequence will say next from what it has said before ("prompt lookup"): the last tokens are looked up
+// in the sequence itself, and what followed them there is proposed. The engine verifies all guesses in one step, so a
+// wrong one costs time and never changes a token.
+//
+//   … the quick brown fox … the quick ──▶ proposes: brown fox …        the last 3 tokens are looked for, then the last
+//   2
+//
+// Whether guessing pays is learned from what became of the guesses, not from a clock: when too few come true, the
+// proposer falls silent for a while, longer each time.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace fmo {
+
+class NgramProposer {
+ public:
+  NgramProposer() = default;  // never proposes
+  // At most `max_num_proposed` tokens at a time. The tables are sized for `num_tokens`; more lower the chance of a
+  // find.
+  NgramProposer(int64_t max_num_proposed, int64_t num_tokens);
+
+  // Up to `limit` tokens that may follow `tokens`; valid until the next call. `tokens` only grows from call to call.
+  std::span<const int32_t> propose(std::span<const int32_t> tokens, int64_t limit);
+  std::span<const int32_t> proposed() const { return proposed_; }
+  // The first `num_accepted` of the last guesses came true; the sequence has `num_tokens` tokens now.
+  void note_outcome(int64_t num_accepted, int64_t num_tokens);
+
+ private:
+  struct Table {
+    int64_t match_len = 0;
+    std::vector<int32_t> last_ends;  // by the hash of match_len tokens: where the last such run ended; a power of two
+  };
+
+  void index(std::span<const int32_t> tokens);
+  int64_t find(const Table& table, std::span<const int32_t> tokens) const;
+
+  int64_t max_num_proposed_ = 0;
+  Table tables_[2];          // the longer match first
+  int64_t num_indexed_ = 0;  // tokens whose run is in the tables
+  std::vector<int32_t> proposed_;
+  float mean_accepted_ = 1.0f;    // of the guesses of one step, a moving average
+  int64_t resume_len_ = 0;        // silent until the sequence has so many tokens
+  int64_t next_silence_len_ = 0;  // tokens
+};
+
+}  // namespace fmo
