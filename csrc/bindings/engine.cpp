@@ -398,7 +398,8 @@ void bind_engine(nb::module_& m) {
             return TokenIds(proposed.begin(), proposed.end());
           },
           nb::arg("tokens"), nb::arg("limit"))
-      .def("note_outcome", &NgramProposer::note_outcome, nb::arg("num_accepted"), nb::arg("num_tokens"));
+      .def("note_outcome", &NgramProposer::note_outcome, nb::arg("num_accepted"), nb::arg("num_proposed"),
+           nb::arg("num_tokens"));
 
   m.def("sample_token", &sample_token, nb::arg("logits"), nb::arg("prompt"), nb::arg("output"), nb::arg("params"),
         nb::arg("seed"), nb::arg("allowed_bits") = std::vector<uint32_t>{},

@@ -255,7 +255,7 @@ void Engine::sample_chunk(const Chunk& chunk, const float* logits) {
     scheduler_.mark_computed(sequence, 1);
     sample_row(sequence, logits + ++num_accepted * logits_.stride);
   }
-  sequence.proposer.note_outcome(num_accepted, sequence.num_tokens());
+  sequence.proposer.note_outcome(num_accepted, chunk.num_proposed, sequence.num_tokens());
   counters_.num_proposed_tokens += chunk.num_proposed;
   counters_.num_accepted_tokens += num_accepted;
 }

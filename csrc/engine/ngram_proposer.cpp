@@ -11,9 +11,10 @@ namespace {
 constexpr int64_t kMatchLens[2] = {3, 2};
 constexpr int32_t kNowhere = -1;
 
-// A step that verifies guesses costs more than one that does not; with fewer tokens won than this it does not pay.
-constexpr float kLeastMeanAccepted = 0.5f;
-constexpr float kMeanWeight = 0.25f;  // of the newest step
+// A row more in a step costs about 0.1 steps where weights come from memory and up to 0.7 where they fit in a cache:
+// this share of guesses must come true for guessing to pay.
+constexpr float kLeastAcceptedShare = 0.4f;
+constexpr float kNewestWeight = 0.25f;  // of the newest step in the average
 constexpr int64_t kFirstSilenceLen = 16, kLongestSilenceLen = 512;
 
 size_t slot_of(std::span<const int32_t> run, size_t num_slots) {
@@ -50,11 +51,12 @@ std::span<const int32_t> NgramProposer::propose(std::span<const int32_t> tokens,
   return proposed_;
 }
 
-void NgramProposer::note_outcome(int64_t num_accepted, int64_t num_tokens) {
-  mean_accepted_ += kMeanWeight * (static_cast<float>(num_accepted) - mean_accepted_);
-  if (mean_accepted_ >= 1.0f) next_silence_len_ = kFirstSilenceLen;
-  if (mean_accepted_ >= kLeastMeanAccepted) return;
-  mean_accepted_ = kLeastMeanAccepted;  // after the silence, one more try decides
+void NgramProposer::note_outcome(int64_t num_accepted, int64_t num_proposed, int64_t num_tokens) {
+  const float share = static_cast<float>(num_accepted) / static_cast<float>(num_proposed);
+  accepted_share_ += kNewestWeight * (share - accepted_share_);
+  if (accepted_share_ >= 1.5f * kLeastAcceptedShare) next_silence_len_ = kFirstSilenceLen;
+  if (accepted_share_ >= kLeastAcceptedShare) return;
+  accepted_share_ = kLeastAcceptedShare;  // after the silence, one more try decides
   resume_len_ = num_tokens + next_silence_len_;
   next_silence_len_ = std::min(2 * next_silence_len_, kLongestSilenceLen);
 }

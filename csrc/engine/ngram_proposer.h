@@ -25,8 +25,9 @@ class NgramProposer {
   // Up to `limit` tokens that may follow `tokens`; valid until the next call. `tokens` only grows from call to call.
   std::span<const int32_t> propose(std::span<const int32_t> tokens, int64_t limit);
   std::span<const int32_t> proposed() const { return proposed_; }
-  // The first `num_accepted` of the last guesses came true; the sequence has `num_tokens` tokens now.
-  void note_outcome(int64_t num_accepted, int64_t num_tokens);
+  // Of the first `num_proposed` of the last guesses, `num_accepted` came true; the sequence has `num_tokens` tokens
+  // now.
+  void note_outcome(int64_t num_accepted, int64_t num_proposed, int64_t num_tokens);
 
  private:
   struct Table {
@@ -41,7 +42,7 @@ class NgramProposer {
   Table tables_[2];          // the longer match first
   int64_t num_indexed_ = 0;  // tokens whose run is in the tables
   std::vector<int32_t> proposed_;
-  float mean_accepted_ = 1.0f;    // of the guesses of one step, a moving average
+  float accepted_share_ = 0.6f;   // of the guesses, a moving average over steps
   int64_t resume_len_ = 0;        // silent until the sequence has so many tokens
   int64_t next_silence_len_ = 0;  // tokens
 };

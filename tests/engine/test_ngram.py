@@ -45,14 +45,14 @@ def test_guesses_that_do_not_come_true_are_made_ever_more_rarely_and_success_bri
     for _ in range(3000):
         if proposer.propose(tokens, 3):
             tries.append(len(tokens))
-            proposer.note_outcome(0, len(tokens) + 1)
+            proposer.note_outcome(0, 3, len(tokens) + 1)
         tokens += [1]
     gaps = np.diff(tries)
     assert len(tries) < 15 and (np.diff(gaps[2:]) >= 0).all() and gaps[-1] > 500
     while not proposer.propose(tokens, 3):
         tokens += [1]
     for _ in range(8):
-        proposer.note_outcome(3, len(tokens))
+        proposer.note_outcome(3, 3, len(tokens))
         assert proposer.propose(tokens, 3)
 
 
