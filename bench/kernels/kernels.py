@@ -3,8 +3,9 @@
     python bench/kernels/kernels.py [--threads N] [--rounds 5] [--only linear]
 
 Every kernel runs in a small plan with random weights larger than the caches. Times are those of the executor's own profile: the median over
-interleaved rounds of the time of one call, barrier included. `share_of_limit` is against the measured read bandwidth (few rows) or the
-measured FMA peak (many rows). Ratios of one run can be compared; absolute figures of different minutes cannot.
+interleaved rounds of the time of one call, barrier included. `share_of_limit` is against what binds: the measured read bandwidth (few
+rows), the measured peak of f32 multiply-adds or that of byte products (many rows). Ratios of one run can be compared; absolute figures
+of different minutes cannot.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,16 @@ from friendli_runtime import _core
 
 COPIES = {"linear": 8, "attention": 8}  # calls per step: different weights or cache layers, so that nothing stays in a cache
 VOCAB_SIZE = 64
+ALIGNMENT = 64  # bytes: of every tensor in a file
+STREAMED_BYTES = 64 << 20  # of the weights of a step with few rows: more than the caches hold
+UNITS = {"read_bandwidth_gb_s": "gb_s", "fma_gflop_s": "gflop_s", "byte_gop_s": "gop_s"}
+QUANTIZED = [("i4", "i8", 32), ("i4", "i8", 128), ("u4", "i8", 32), ("i7", "i8", 128), ("i7", "i8", 0), ("i8", "i7", 128)]
 View = dict[str, Any]
 
 
 @dataclass
 class Case:
-    """One kernel at one size. `work` is in bytes or in floating-point operations per call, as `limit` says."""
+    """One kernel at one size. `work`: by limit, the bytes or operations of one call; the limit that takes longest binds."""
 
     kernel: str
     shape: str
@@ -37,9 +43,11 @@ class Case:
     weights: dict[str, tuple[str, int, int]]
     num_rows: int
     context_len: int
-    limit: str  # "read_bandwidth_gb_s" or "fma_gflop_s"
-    work: float
+    work: dict[str, float]  # by name in measure_limits()
     seconds: list[float] = field(default_factory=list)
+
+    def binding_limit(self, limits: dict[str, float]) -> str:
+        return max(self.work, key=lambda name: self.work[name] / limits[name])
 
 
 class PlanWriter:
@@ -65,9 +73,24 @@ class PlanWriter:
         name, count = f"w{len(self.weights)}", int(np.prod(dims))
         values = (self.rng.standard_normal(count, np.float32) * 0.05).view(np.uint32)
         data = values.tobytes() if dtype == "f32" else (values >> 16).astype(np.uint16).tobytes()
+        self.put(name, data)
+        self.specs[name] = {"dtype": dtype, "layout": layout, "dims": dims}
+        return {"space": "weight", "id": name, "dtype": dtype, "dims": dims}
+
+    def put(self, name: str, data: bytes) -> None:
+        self.file.write(bytes(-self.file.tell() % ALIGNMENT))
         self.weights[name] = (self.file.name, self.file.tell(), len(data))
         self.file.write(data)
-        self.specs[name] = {"dtype": dtype, "layout": layout, "dims": dims}
+
+    def quant_weight(self, dims: list[int], dtype: str, group: int) -> View:
+        """Random codes with f16 scales, in the layout block8; dims are whole blocks."""
+        name, count = f"w{len(self.weights)}", int(np.prod(dims))
+        num_bytes, top = (count // 2, 256) if dtype in ("i4", "u4") else (count, {"i7": 128, "i8": 256}[dtype])
+        self.put(name, self.rng.integers(0, top, num_bytes, np.uint8).tobytes())
+        self.put(name + ".scales", np.full(count // group, 0.01, np.float16).tobytes())
+        if dtype == "u4":
+            self.put(name + ".zeros", self.rng.integers(0, 16, count // group, np.uint8).tobytes())
+        self.specs[name] = {"dtype": dtype, "layout": "block8", "dims": dims, "group": group, "scale_dtype": "f16"}
         return {"space": "weight", "id": name, "dtype": dtype, "dims": dims}
 
     def call(self, op: str, inputs: list[View | None], output: View, attrs: dict[str, Any] | None = None) -> View:
@@ -87,20 +110,33 @@ class PlanWriter:
         }  # fmt: skip
 
 
-def linear_case(folder: Path, dtype: str, num_rows: int, N: int, K: int) -> Case:
+def linear_case(dtype: str, num_rows: int, N: int, K: int, folder: Path) -> Case:
     writer = PlanWriter(folder, f"linear-{dtype}-{num_rows}-{N}-{K}")
     x, y = writer.embedded(K), writer.rows(N)
     for _ in range(COPIES["linear"]):
         writer.call("nn.linear", [x, writer.weight([N, K], dtype, "panel16"), None], y)
-    is_few = num_rows <= 8
-    work = N * K * (4 if dtype == "f32" else 2) if is_few else 2.0 * N * K * num_rows
-    limit = "read_bandwidth_gb_s" if is_few else "fma_gflop_s"
-    return Case(f"linear.{dtype}", f"{num_rows}x{N}x{K}", "nn.linear", writer.finish([]), writer.weights, num_rows, 0, limit, work)
+    work = {"read_bandwidth_gb_s": N * K * (4.0 if dtype == "f32" else 2.0), "fma_gflop_s": 2.0 * N * K * num_rows}
+    return Case(f"linear.{dtype}", f"{num_rows}x{N}x{K}", "nn.linear", writer.finish([]), writer.weights, num_rows, 0, work)
 
 
-def attention_case(folder: Path, num_rows: int, context_len: int, heads: tuple[int, int, int]) -> Case:
+def qlinear_case(dtype: str, act_dtype: str, group: int, num_rows: int, N: int, K: int, folder: Path) -> Case:
+    """group 0: one scale per row of the weight, activations in groups of 128."""
+    group, act_group = (K, 128) if group == 0 else (group, group)
+    name = f"{dtype}x{act_dtype}.{'channel' if group == K else f'g{group}'}"
+    writer = PlanWriter(folder, f"qlinear-{name}-{num_rows}-{N}-{K}")
+    x, y = writer.embedded(K), writer.rows(N)
+    per_group = 3.0 if dtype == "u4" else 2.0
+    num_bytes = N * K * (0.5 if dtype in ("i4", "u4") else 1.0) + N * (K // group) * per_group
+    for _ in range(max(4, int(STREAMED_BYTES / num_bytes)) if num_rows <= 16 else 4):
+        inputs = [x, writer.quant_weight([N, K], dtype, group), None]
+        writer.call("nn.linear", inputs, y, {"act_dtype": act_dtype, "act_group": act_group})
+    work = {"read_bandwidth_gb_s": num_bytes, "byte_gop_s": 2.0 * N * K * num_rows}
+    return Case(f"linear.{name}", f"{num_rows}x{N}x{K}", "nn.linear", writer.finish([]), writer.weights, num_rows, 0, work)
+
+
+def attention_case(num_rows: int, context_len: int, heads: tuple[int, int, int], folder: Path) -> Case:
     num_q_heads, num_kv_heads, head_dim = heads
-    writer = PlanWriter(folder, f"attention-{num_rows}-{context_len}")
+    writer = PlanWriter(folder, f"attention-{num_rows}-{context_len}-{num_kv_heads}")
     x = writer.embedded((num_q_heads + 2 * num_kv_heads) * head_dim)
     y = writer.rows(num_q_heads * head_dim)
 
@@ -112,24 +148,28 @@ def attention_case(folder: Path, num_rows: int, context_len: int, heads: tuple[i
         writer.call("attn.paged", [q, k, v, None, None], part(y, 0, num_q_heads), {"scale": head_dim**-0.5, "kv_layer": layer})
     kv_layers = [{"num_kv_heads": num_kv_heads, "k_head_dim": head_dim, "v_head_dim": head_dim}] * COPIES["attention"]
     num_pairs = num_rows * context_len + num_rows * (num_rows + 1) / 2  # query-key pairs of one head
-    is_few = num_rows == 1
-    work = (context_len + 1) * 2 * num_kv_heads * head_dim * 2 if is_few else num_pairs * num_q_heads * 4.0 * head_dim
-    limit = "read_bandwidth_gb_s" if is_few else "fma_gflop_s"
+    cache_bytes = (context_len + num_rows) * 2.0 * num_kv_heads * head_dim * 2
+    work = {"read_bandwidth_gb_s": cache_bytes, "fma_gflop_s": num_pairs * num_q_heads * 4.0 * head_dim}
     shape = f"{num_rows}q after {context_len}, {num_q_heads}/{num_kv_heads} heads of {head_dim}"
-    return Case("attention.bf16", shape, "attn.paged", writer.finish(kv_layers), writer.weights, num_rows, context_len, limit, work)
+    return Case("attention.bf16", shape, "attn.paged", writer.finish(kv_layers), writer.weights, num_rows, context_len, work)
 
 
-def cases(folder: Path) -> Iterator[Case]:
+def cases() -> Iterator[tuple[str, Callable[[Path], Case]]]:
+    """The name of each case, and what writes its weights into a folder."""
     for dtype in ("bf16", "f32"):
-        for num_rows in (1, 2, 4, 8):
-            yield linear_case(folder, dtype, num_rows, 9728, 1024)
-        yield linear_case(folder, dtype, 1, 1024, 4864)
-        for num_rows in (16, 32, 128, 512):
-            yield linear_case(folder, dtype, num_rows, 2048, 1024)
-        yield linear_case(folder, dtype, 512, 1024, 4864)
+        sizes = [(num_rows, 9728, 1024) for num_rows in (1, 2, 4, 8)] + [(1, 1024, 4864)]
+        sizes += [(num_rows, 2048, 1024) for num_rows in (16, 32, 128, 512)] + [(512, 1024, 4864)]
+        for num_rows, N, K in sizes:
+            yield f"linear.{dtype} {num_rows}x{N}x{K}", partial(linear_case, dtype, num_rows, N, K)
+    for dtype, act_dtype, group in QUANTIZED:
+        sizes = [(num_rows, 9728, 1024) for num_rows in (1, 2, 4, 8, 16)] + [(1, 1024, 4864)]
+        sizes += [(num_rows, 2048, 1024) for num_rows in (32, 128, 512)]
+        for num_rows, N, K in sizes:
+            name = f"linear.{dtype}x{act_dtype}.{f'g{group}' if group else 'channel'} {num_rows}x{N}x{K}"
+            yield name, partial(qlinear_case, dtype, act_dtype, group, num_rows, N, K)
     for heads in ((16, 8, 64), (16, 16, 64)):
-        yield attention_case(folder, 512, 0, heads)
-        yield attention_case(folder, 1, 2048, heads)
+        for num_rows, context_len in ((512, 0), (1, 2048)):
+            yield f"attention.bf16 {num_rows} after {context_len}", partial(attention_case, num_rows, context_len, heads)
 
 
 def run_case(case: Case, num_threads: int) -> None:
@@ -158,7 +198,7 @@ def main() -> None:
     arguments = parser.parse_args()
     limits: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        chosen = [case for case in cases(Path(folder)) if arguments.only in f"{case.kernel} {case.shape}"]
+        chosen = [make(Path(folder)) for name, make in cases() if arguments.only in name]
         for _ in range(arguments.rounds):
             for name, value in _core.measure_limits(arguments.threads).items():
                 limits.setdefault(name, []).append(value)
@@ -167,10 +207,10 @@ def main() -> None:
     best = {name: max(values) for name, values in limits.items()}
     print(json.dumps({"limits": best, "isa": _core.detect_isa(), "threads": arguments.threads or _core.usable_threads()}))
     for case in chosen:
-        median, fastest = (case.work / seconds * 1e-9 for seconds in (statistics.median(case.seconds), min(case.seconds)))
-        share = {"share_of_limit": round(median / best[case.limit], 3), "best_share": round(fastest / best[case.limit], 3)}
-        unit = "gb_s" if case.limit == "read_bandwidth_gb_s" else "gflop_s"
-        print(json.dumps({"kernel": case.kernel, "shape": case.shape, unit: round(median, 1), **share}))
+        limit = case.binding_limit(best)
+        median, fastest = (case.work[limit] / seconds * 1e-9 for seconds in (statistics.median(case.seconds), min(case.seconds)))
+        share = {"share_of_limit": round(median / best[limit], 3), "best_share": round(fastest / best[limit], 3)}
+        print(json.dumps({"kernel": case.kernel, "shape": case.shape, UNITS[limit]: round(median, 1), "limit": limit, **share}))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@
 #include "device/cpu/thread_pool.h"
 #include "executor/binder.h"
 #include "executor/ops.h"
+#include "executor/packed_linear.h"
 #include "executor/weight_memory.h"
 
 namespace fmo {
@@ -529,9 +530,11 @@ std::vector<std::string> kernel_names() {
   if (detect_isa() == Isa::avx2) isas.push_back(Isa::avx2);
   for (Isa isa : isas) {
     const std::string suffix = std::string(".cpu.") + isa_name(isa);
-    for (const char* op : {"linear", "experts", "attention"}) {
-      for (const char* dtype : {".f32", ".bf16"}) names.push_back(op + suffix + dtype);
+    for (const std::string& kind : PackedLinear::kernel_suffixes(isa)) {
+      for (const char* op : {"linear.cpu.", "experts.cpu."}) names.push_back(op + kind);
     }
+    for (DType dtype : {DType::f32, DType::bf16, DType::i8})
+      names.push_back("attention" + suffix + "." + dtype_name(dtype));
     for (const char* op :
          {"rms_norm", "layer_norm", "add_rms_norm", "add_layer_norm", "act_mul", "softmax", "pointwise"})
       names.push_back(op + suffix);

@@ -75,6 +75,18 @@ PackedLinear PackedLinear::expert(int64_t index) const {
   return one;
 }
 
+std::vector<std::string> PackedLinear::kernel_suffixes(Isa isa) {
+  std::vector<std::string> suffixes;
+  const std::string first = isa_name(isa) + std::string(".");
+  for (DType dtype : {DType::f32, DType::bf16}) suffixes.push_back(first + dtype_name(dtype));
+  for (DType dtype : {DType::i4, DType::u4, DType::e2m1, DType::i7, DType::i8, DType::e4m3}) {
+    for (Act act : {Act::f32, Act::i8, Act::i7, Act::e4m3}) {
+      if (may_multiply(dtype, act)) suffixes.push_back(first + dtype_name(dtype) + "x" + act_name(act));
+    }
+  }
+  return suffixes;
+}
+
 std::string PackedLinear::kernel_suffix() const {
   const std::string isa = isa_name(isa_);
   if (kind_ == Kind::panels) return isa + "." + dtype_name(panels_.dtype);

@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "base/split.h"
 #include "executor/binder.h"
@@ -30,7 +31,8 @@ class PackedLinear {
   int64_t N() const { return kind_ == Kind::panels ? panels_.N : quant_.N; }
   int64_t K() const { return kind_ == Kind::panels ? panels_.K : quant_.K; }
   PackedLinear expert(int64_t index) const;
-  std::string kernel_suffix() const;  // e.g. avx2.bf16, avx2.i4xi8
+  std::string kernel_suffix() const;                         // e.g. avx2.bf16, avx2.i4xi8
+  static std::vector<std::string> kernel_suffixes(Isa isa);  // all there are
 
   bool wants_rows(int64_t num_rows) const;
   int64_t rows_bytes(int64_t num_rows) const;  // grows with num_rows

@@ -271,3 +271,13 @@ def test_an_op_that_takes_no_quantized_weight_says_so() -> None:
     finished["calls"][1]["outputs"][0]["dims"] = ["num_tokens", 64]
     with pytest.raises(RuntimeError, match=r"where: .*\n.*try: "):
         plan.bind(finished)
+
+
+def test_the_kernel_of_a_call_names_both_dtypes_and_is_in_the_list() -> None:
+    plan, finished = quantized_plan()
+    for isa in ISAS:
+        executor = plan.bind(finished, isa=isa)
+        names = {call["op"]: call["kernel"] for call in executor.calls()}
+        assert names["nn.linear"] == f"linear.cpu.{isa}.i4xi8"
+        assert set(names.values()) <= set(executor.kernel_names())
+    assert plan.bind(finished, quantize_activations=False).calls()[1]["kernel"] == "linear.cpu.avx2.i4xf32"
