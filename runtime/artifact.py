@@ -86,9 +86,9 @@ class Artifact:
         _require_facts(plan, PLAN_FACTS, folder / PLAN)
         shards = sorted(name for name in manifest["files"] if name.endswith(".safetensors"))
         weights = locate_weights(folder / name for name in shards)
-        for name in plan["weights"]:
-            if name not in weights:
-                raise CorruptArtifact(f"weight '{name}' of the plan is in none of the files {shards}", where=str(folder), hint=_RECOMPILE)
+        for tensor in (tensor for name, weight in plan["weights"].items() for tensor in tensors_of(name, weight)):
+            if tensor not in weights:
+                raise CorruptArtifact(f"weight '{tensor}' of the plan is in none of the files {shards}", where=str(folder), hint=_RECOMPILE)
         return Artifact(folder, manifest, plan, weights, manifest["model"])
 
     def start_verification(self) -> Verification:
@@ -174,6 +174,13 @@ class Verification:
                 _require_hash(self._folder, name, self._files)
         except CorruptArtifact as error:
             self._error = error
+
+
+def tensors_of(name: str, weight: Any) -> tuple[str, ...]:
+    """The stored tensors of an entry of the plan's weight table: a quantized weight (layout block8) has scales, u4 zero points too."""
+    if not isinstance(weight, dict) or weight.get("layout") != "block8":
+        return (name,)
+    return (name, f"{name}.scales", f"{name}.zeros") if weight.get("dtype") == "u4" else (name, f"{name}.scales")
 
 
 def supported_isas() -> tuple[str, ...]:

@@ -95,14 +95,30 @@ def _per_op(artifact: Artifact, calls: list[dict[str, Any]], kernels: Mapping[in
 
 def _call_facts(artifact: Artifact, call: Mapping[str, Any], kernel: str | None) -> dict[str, Any]:
     weights = [view for view in call["inputs"] if view and view["space"] == "weight"]
-    shown = max(weights, key=lambda view: artifact.weights[view["id"]].num_bytes, default=call["outputs"][0])
+    num_bytes = {view["id"]: _stored_bytes(artifact, view["id"]) for view in weights}
+    shown = max(weights, key=lambda view: num_bytes[view["id"]], default=call["outputs"][0])
     return {
         "op": call["op"],
         "kernel": kernel,
-        "shape": "×".join(str(dim) for dim in shown["dims"]) + f" {shown['dtype']}",
-        "weight_bytes": sum(artifact.weights[view["id"]].num_bytes for view in weights),
+        "shape": "×".join(str(dim) for dim in shown["dims"]) + f" {_stored_as(artifact, shown)}",
+        "weight_bytes": sum(num_bytes.values()),
         "source": call["source"],
     }
+
+
+def _stored_bytes(artifact: Artifact, name: str) -> int:
+    """Of a weight with its scales and zero points."""
+    from friendli_runtime.artifact import tensors_of
+
+    return sum(artifact.weights[tensor].num_bytes for tensor in tensors_of(name, artifact.plan["weights"][name]))
+
+
+def _stored_as(artifact: Artifact, view: Mapping[str, Any]) -> str:
+    """The dtype, of a quantized weight with the columns that share a scale: `i4:g32`, `i8:channel`."""
+    weight = artifact.plan["weights"].get(view["id"], {}) if view["space"] == "weight" else {}
+    if "group" not in weight:
+        return str(view["dtype"])
+    return f"{weight['dtype']}:" + ("channel" if weight["group"] == weight["dims"][-1] else f"g{weight['group']}")
 
 
 def render(facts: Mapping[str, Any], with_quality: bool = False) -> str:
@@ -113,6 +129,7 @@ def render(facts: Mapping[str, Any], with_quality: bool = False) -> str:
         f"context {model['max_context_len']} tokens, vocabulary {model['vocab_size']}",
         f"target       {facts['target']['device']} {facts['target']['arch']} (needs {facts['target']['isa_min']})",
         f"self-check   {_self_check_text(check)}",
+        f"quantized    {_quantization_text(model.get('quantization'))}",
         f"quality      {quality_line(facts['quality'])}",
         f"weights      {size(memory['weight_bytes'])}: "
         + ", ".join(f"{size(n)} {layout}" for layout, n in memory["weight_bytes_by_layout"].items()),
@@ -133,6 +150,13 @@ def render(facts: Mapping[str, Any], with_quality: bool = False) -> str:
         lines += ["", quality_text(facts["quality"])]
     lines += [f"note: {note}" for note in facts["notes"]]
     return "\n".join(lines)
+
+
+def _quantization_text(quantization: Mapping[str, Any] | None) -> str:
+    if quantization is None:
+        return "no"
+    asked = ", ".join([quantization["asked"], *quantization["layers"]])
+    return f"{asked}: " + ", ".join(f"{count} weights {scheme}" for scheme, count in quantization["schemes"].items())
 
 
 def _self_check_text(check: Mapping[str, Any]) -> str:

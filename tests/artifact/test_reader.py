@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from friendli_runtime.artifact import Artifact, hash_file
+from friendli_runtime.artifact import Artifact, hash_file, tensors_of
 from friendli_runtime.errors import ArtifactError, CorruptArtifact, IncompatibleArtifact
 
 from .tiny import write_tiny_artifact
@@ -137,6 +137,18 @@ def test_a_weight_that_no_file_holds_is_named(artifact: Path) -> None:
     plan_path.write_text(json.dumps(plan))
     edit_manifest(artifact, lambda m: m["files"].update({"plan.json": {"sha256": hash_file(plan_path), "bytes": plan_path.stat().st_size}}))
     with pytest.raises(CorruptArtifact, match="'ghost'"):
+        Artifact.open(artifact)
+
+
+@pytest.mark.parametrize(("dtype", "missing"), [("i4", "norm.weight.scales"), ("u4", "norm.weight.zeros")])
+def test_a_quantized_weight_without_its_scales_or_zero_points_is_named(artifact: Path, dtype: str, missing: str) -> None:
+    plan_path = artifact / "plan.json"
+    plan = json.loads(plan_path.read_text())
+    plan["weights"]["norm.weight"] |= {"dtype": dtype, "layout": "block8", "group": 32, "scale_dtype": "f16"}
+    assert tensors_of("norm.weight", plan["weights"]["norm.weight"])[-1] == missing
+    plan_path.write_text(json.dumps(plan))
+    edit_manifest(artifact, lambda m: m["files"].update({"plan.json": {"sha256": hash_file(plan_path), "bytes": plan_path.stat().st_size}}))
+    with pytest.raises(CorruptArtifact, match=r"'norm\.weight\.scales'"):
         Artifact.open(artifact)
 
 
