@@ -23,7 +23,7 @@ from ..metrics import CONTENT_TYPE, Metrics
 from ..sampling import InvalidSamplingParams, SamplingParams
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
-from . import messages, responses
+from . import messages, openapi, responses
 from .answer_plan import AnswerPlanner
 from .auth import ApiKeys
 from .bridge import Bridge
@@ -87,6 +87,8 @@ class App:
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
             "/v1/models": ("GET", self._models),
+            "/openapi.json": ("GET", self._openapi),
+            "/docs": ("GET", self._docs),
             f"/v1/models/{model.name}": ("GET", self._model),
         }
         self._open_routes: dict[str, tuple[str, Handler]] = {
@@ -398,6 +400,12 @@ class App:
         check_prompt(request.tokens, self.bridge.engine.vocab_size, "tokens")
         run = asyncio.get_running_loop().run_in_executor
         await send_json(send, {"text": await run(self._pool, tokenizer.decode, request.tokens)})
+
+    async def _openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, openapi.openapi(self.model.name))
+
+    async def _docs(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_body(send, 200, openapi.page(self.model.name), b"text/html; charset=utf-8")
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_json(send, {"object": "list", "data": [self._model_card()]})
