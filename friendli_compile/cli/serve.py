@@ -56,6 +56,11 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
 )
 @click.option("--tokenizer-skip-special-tokens", type=bool, default=True, show_default=True, help="Leave special tokens out of answers.")
 @click.option(
+    "--bad-stop-file-path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="JSON file with stop, stop_tokens, bad_words and bad_word_tokens for every request.",
+)
+@click.option(
     "--parse-reasoning", type=bool, default=False, show_default=True, help="Split reasoning from content unless a request says otherwise."
 )
 @click.option(
@@ -79,6 +84,7 @@ def serve(
     drain_timeout: float,
     tokenizer_add_special_tokens: bool,
     tokenizer_skip_special_tokens: bool,
+    bad_stop_file_path: Path | None,
     parse_reasoning: bool,
     api_key_file: Path | None,
     limits: tuple[str, ...],
@@ -100,6 +106,7 @@ def serve(
         port=web_server_port,
         metrics_port=metrics_port,
         served_model_name=served_model_name,
+        bad_stop_file=bad_stop_file_path,
         drain_timeout_s=drain_timeout,
         engine=EngineOptions(
             num_threads=engine["num_threads"],

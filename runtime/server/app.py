@@ -26,6 +26,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from . import messages, openapi, responses
 from .answer_plan import AnswerPlanner
 from .auth import ApiKeys
+from .bad_stop import BadStop
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
@@ -56,7 +57,10 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
-    """`request_timeout_s` 0: none. `api_keys` None: no authentication. `parse_reasoning`: unless a request says otherwise."""
+    """`request_timeout_s` 0: none. `api_keys` None: no authentication. `parse_reasoning`: unless a request says otherwise.
+
+    `bad_stop`: holds for every request.
+    """
 
     limits: Limits = field(default_factory=Limits)
     api_keys: ApiKeys | None = None
@@ -64,6 +68,7 @@ class AppOptions:
     num_request_threads: int = 4
     max_queue_len: int = 1024
     parse_reasoning: bool = False
+    bad_stop: BadStop = field(default_factory=BadStop)
 
 
 class App:
@@ -297,7 +302,7 @@ class App:
     ) -> Prompt:
         engine = self.bridge.engine
         check_prompt(token_ids, engine.vocab_size, name)
-        params = params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids)
+        params = self.options.bad_stop.added_to(params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids))
         try:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
         except InvalidSamplingParams as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..sampling import InvalidSamplingParams, SamplingParams
 from ..tokenizer.tokenizer import Tokenizer
+from .bad_stop import bad_word_ids
 from .errors import ApiError, bad_request, invalid_value
 from .fields import ChatRequest, CompletionRequest, GenerationRequest
 from .limits import Limits
@@ -129,7 +130,7 @@ def as_api_error(error: InvalidSamplingParams, prompt_param: str, renamed: dict[
 
 
 def _bad_words(request: CompletionRequest, tokenizer: Tokenizer | None, limits: Limits) -> tuple[tuple[int, ...], ...]:
-    """Token sequences that may not come out: those given, and each phrase as it is tokenized at the start of a text and after a space."""
+    """Token sequences that may not come out: those given, and those of each phrase."""
     _check_count("bad_words", request.bad_words or [], limits.max_bad_words)
     _check_count("bad_word_tokens", request.bad_word_tokens or [], limits.max_bad_words)
     sequences = [tuple(sequence.tokens) for sequence in request.bad_word_tokens or ()]
@@ -140,7 +141,7 @@ def _bad_words(request: CompletionRequest, tokenizer: Tokenizer | None, limits: 
             raise bad_request(
                 "this model has no tokenizer; give 'bad_word_tokens' instead of 'bad_words'", "bad_words", "tokenizer_missing"
             )
-        sequences += (tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (phrase, " " + phrase))
+        sequences += bad_word_ids(phrase, tokenizer)
     return tuple(dict.fromkeys(sequence for sequence in sequences))
 
 

@@ -17,7 +17,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import __version__
@@ -25,6 +25,7 @@ from ..errors import ConfigError
 from ..loaded_model import EngineOptions, LoadedModel, TextOptions, open_model
 from ..metrics import Metrics
 from .app import App, AppOptions, MetricsApp, ServedModel
+from .bad_stop import read_bad_stop
 from .bridge import Bridge
 from .errors import unavailable
 
@@ -46,6 +47,7 @@ class ServeOptions:
     port: int = 8000
     metrics_port: int = 8281
     served_model_name: str | None = None
+    bad_stop_file: Path | None = None
     drain_timeout_s: float = 30.0
     engine: EngineOptions = field(default_factory=EngineOptions)
     text: TextOptions = field(default_factory=TextOptions)
@@ -67,13 +69,20 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
         loaded = open_model(options.artifact, options.engine, options.text, bridge.flush)
         model = served_model(loaded, options.served_model_name)
         metrics = Metrics(__version__, lambda: app.gauges())
-        app = App(model, bridge, metrics, options.app)
-        for line in _notes(loaded):
-            announce(line)
         try:
+            app = App(model, bridge, metrics, _app_options(options, loaded))
+            for line in _notes(loaded):
+                announce(line)
             return asyncio.run(_run(app, loaded, web_socket, metrics_socket, options, announce))
         finally:
             loaded.close()
+
+
+def _app_options(options: ServeOptions, loaded: LoadedModel) -> AppOptions:
+    """Those given, with what the file of stop phrases and bad words says."""
+    if options.bad_stop_file is None:
+        return options.app
+    return replace(options.app, bad_stop=read_bad_stop(options.bad_stop_file, loaded.tokenizer, loaded.engine.vocab_size))
 
 
 def served_model(loaded: LoadedModel, name: str | None) -> ServedModel:
