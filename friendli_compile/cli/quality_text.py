@@ -42,15 +42,15 @@ def quality_text(record: Mapping[str, Any] | None) -> str:
         (
             "+".join(unit["weights"]),
             unit["dtype"],
-            f"{unit['relative_error']:.2%}",
-            "-" if unit["kl"] is None else f"{unit['kl']:.2g}",
+            _interval(unit["relative_error"], 100),
+            "-" if unit["kl"] is None else _interval(unit["kl"]),
             f"{unit['share']:.1%}",
         )
         for unit in units[:MAX_UNITS]
     ]
     if rows:
         lines += ["", f"worst {len(rows)} of {len(units)} quantized weights, each alone:"]
-        lines.append(table(rows, ("weight", "stored as", "error of its output", "KL", "share")))
+        lines.append(table(rows, ("weight", "stored as", "error of its output (%)", "KL (nats per token)", "share")))
     return "\n".join(lines)
 
 
@@ -63,6 +63,11 @@ def _figures(summary: Mapping[str, Any]) -> tuple[str, ...]:
         f"{drift['value']:+.2f} [{drift['low']:+.2f}, {drift['high']:+.2f}]",
         f"{100 * top1['value']:.1f} [{100 * top1['low']:.1f}, {100 * top1['high']:.1f}]",
     )
+
+
+def _interval(estimate: Mapping[str, float], factor: float = 1) -> str:
+    value, low, high = (factor * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.2g} [{low:.2g}, {high:.2g}]"
 
 
 def _budget(budget: Mapping[str, Any]) -> str:

@@ -106,7 +106,7 @@ def summarize(sequences: Sequence[RowFigures]) -> Summary:
     total = counts.sum()
     drift = jackknife(nll_quantized - nll_reference, counts)
     return Summary(
-        mean_kl=_at_least_zero(jackknife(kl, counts)),
+        mean_kl=at_least_zero(jackknife(kl, counts)),
         ppl_drift_percent=Estimate(*(100 * math.expm1(x) for x in (drift.value, drift.low, drift.high))),
         top1_agreement=agreement(agreed, counts),
         ppl_reference=math.exp(nll_reference.sum() / total),
@@ -170,5 +170,6 @@ def _block_sums(sequences: Sequence[RowFigures]) -> tuple[np.ndarray, ...]:
     return tuple(np.array(column) for column in columns)
 
 
-def _at_least_zero(estimate: Estimate) -> Estimate:
+def at_least_zero(estimate: Estimate) -> Estimate:
+    """The interval of what cannot be negative."""
     return Estimate(estimate.value, max(0.0, estimate.low), estimate.high)

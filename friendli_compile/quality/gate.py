@@ -181,10 +181,12 @@ class _Search:
     def _scaled(self, model: Runnable, has_it: Sequence[bool]) -> list[float | None]:
         units = [unit for unit, has in zip(self._units, has_it, strict=True) if has]
         reference = self._packings.reference()
-        found = [0.0] * len(units) if model is reference else relative_errors(reference, model, units, self._probes)
-        errors: dict[Unit, float] = dict(zip(units, found, strict=True))
+        errors: dict[Unit, float] = dict.fromkeys(units, 0.0)
+        if model is not reference:
+            found = relative_errors(reference, model, units, self._probes)
+            errors = {unit: estimate.value for unit, estimate in zip(units, found, strict=True)}
         return [
-            each.share * (errors[each.unit] / each.relative_error) ** 2 if each.unit in errors and each.relative_error > 0 else None
+            each.share * (errors[each.unit] / own) ** 2 if each.unit in errors and (own := each.relative_error.value) > 0 else None
             for each in self._figures
         ]
 

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ..self_check.layer_outputs import ALIGNMENT, F32_BYTES, Tap, tapped_plan
 from .compare import Reference, compare_sequences
-from .figures import join
+from .figures import Estimate, at_least_zero, jackknife
 from .packed_run import PackedRun, Runnable, longest
 from .probes import TOKEN_PARAMS, ProbeSet
 from .variants import Call, Unit, renamed, variant
@@ -29,17 +29,21 @@ from .variants import Call, Unit, renamed, variant
 Progress = Callable[[str, float], None]
 NUM_ERROR_TOKENS = 256  # rows on which output errors are measured
 MAX_TAPPED_WIDTH = 1 << 17  # columns that one run copies out, 64 MiB with the rows of a piece
-MIN_KL_TOKENS, MAX_KL_TOKENS = 16, 512  # of each run with one unit quantized
-KL_PIECE = 64  # tokens of one sequence of those runs
+ERROR_PIECE = 32  # tokens of one sequence of that run
+MIN_KL_TOKENS, MAX_KL_TOKENS = 80, 512  # of each run with one unit quantized
+MIN_KL_PIECE, MAX_KL_PIECE = 16, 64  # tokens of one sequence of those runs
+NUM_PIECES = 8  # sequences that intervals are made from, where there are so many tokens
 
 
 @dataclass(frozen=True, slots=True)
 class UnitFigures:
-    """Of one unit. `share` is that of the sum over all units: of their KL divergences, or squared relative errors where those are None."""
+    """Of one unit, with 95 % intervals over sequences.
+
+    `share` is that of the sum over all units: of their KL divergences, or squared relative errors where those are None."""
 
     unit: Unit
-    relative_error: float
-    kl: float | None
+    relative_error: Estimate
+    kl: Estimate | None
     share: float
 
     def to_json(self, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -49,8 +53,8 @@ class UnitFigures:
             "module": self.unit.module,
             "layer": self.unit.layer,
             "dtype": "+".join(sorted(dtypes)),
-            "relative_error": self.relative_error,
-            "kl": self.kl,
+            "relative_error": asdict(self.relative_error),
+            "kl": None if self.kl is None else asdict(self.kl),
             "share": self.share,
         }
 
@@ -75,13 +79,16 @@ def single_unit_kl(
     probes: ProbeSet,
     num_tokens: int,
     progress: Callable[[float], None] | None = None,
-) -> list[float]:
+) -> list[Estimate]:
     """For each unit the mean KL divergence of the reference with it alone quantized, on the same few tokens."""
-    expected = Reference(reference, shortened(probes, min(num_tokens, MAX_KL_TOKENS), KL_PIECE))
+    num_tokens = min(num_tokens, MAX_KL_TOKENS)
+    length = max(MIN_KL_PIECE, min(MAX_KL_PIECE, num_tokens // NUM_PIECES))
+    expected = Reference(reference, shortened(probes, num_tokens, length))
     found = []
     for number, unit in enumerate(units):
-        alone = variant(reference, [(quantized, [unit])])
-        found.append(float(join(compare_sequences(expected, alone)).kl.mean()))
+        alone = compare_sequences(expected, variant(reference, [(quantized, [unit])]))
+        estimate = jackknife(np.array([rows.kl.sum() for rows in alone]), np.array([len(rows.kl) for rows in alone], np.float64))
+        found.append(at_least_zero(estimate))
         if progress is not None:
             progress((number + 1) / len(units))
     return found
@@ -93,24 +100,25 @@ def relative_errors(
     units: Sequence[Unit],
     probes: ProbeSet,
     progress: Callable[[float], None] | None = None,
-) -> list[float]:
+) -> list[Estimate]:
     """For each unit ‖y' − y‖ / ‖y‖; of a unit with several calls, that of the worst."""
-    sequences = shortened(probes, NUM_ERROR_TOKENS, KL_PIECE)
+    sequences = shortened(probes, NUM_ERROR_TOKENS, ERROR_PIECE)
     indices = sorted({index for unit in units for index in unit.calls})
-    errors: dict[int, float] = {}
+    errors: dict[int, Estimate] = {}
     for group in _groups(indices, reference.plan):
         plan, weights = _doubled(reference, quantized, group)
         errors |= _errors_of_group(Runnable(plan, weights), reference.plan, group, sequences)
         if progress is not None:
             progress(len(errors) / len(indices))
-    return [max(errors[index] for index in unit.calls) for unit in units]
+    return [max((errors[index] for index in unit.calls), key=lambda estimate: estimate.value) for unit in units]
 
 
 def shortened(probes: ProbeSet, num_tokens: int, length: int) -> list[np.ndarray]:
-    """Beginnings of sequences spread over the whole set, `num_tokens` in all: a few positions of many texts."""
-    count = max(1, min(len(probes.sequences), -(-num_tokens // length)))
-    picks = np.linspace(0, len(probes.sequences) - 1, count).round().astype(int)
-    return [probes.sequences[i][:length] for i in dict.fromkeys(picks.tolist())]
+    """Pieces of `length` tokens (or what a sequence has), `num_tokens` in all, spread over the set: a few positions of many texts."""
+    pieces = [tokens[start : start + length] for tokens in probes.sequences for start in range(0, len(tokens), length)]
+    pieces = [piece for piece in pieces if len(piece) > 1]
+    count = max(1, min(len(pieces), -(-num_tokens // length)))
+    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, count).round().astype(int)]
 
 
 def _groups(indices: Sequence[int], plan: Mapping[str, Any]) -> list[list[int]]:
@@ -146,20 +154,31 @@ def _doubled(reference: Runnable, quantized: Runnable, group: Sequence[int]) -> 
     return tapped_plan(plan, taps), places
 
 
-def _errors_of_group(model: Runnable, plan: Mapping[str, Any], group: Sequence[int], sequences: Sequence[np.ndarray]) -> dict[int, float]:
-    """Sums of squares over all rows, then the ratio, per call."""
+def _errors_of_group(
+    model: Runnable, plan: Mapping[str, Any], group: Sequence[int], sequences: Sequence[np.ndarray]
+) -> dict[int, Estimate]:
+    """Sums of squares over the rows of each sequence, then the ratio, per call."""
     run = PackedRun(model, longest(sequences), width=MAX_TAPPED_WIDTH)
-    error, size = np.zeros(len(group)), np.zeros(len(group))
-    for tokens in sequences:
+    error, size = np.zeros((len(group), len(sequences))), np.zeros((len(group), len(sequences)))
+    for number, tokens in enumerate(sequences):
         for _, wide in run.pieces(tokens):
             start = 0
             for i, index in enumerate(group):
                 width = _width(plan["calls"][index])
                 y, other = wide[:, start : start + width], wide[:, start + width : start + 2 * width]
-                error[i] += np.square(other - y, dtype=np.float64).sum()
-                size[i] += np.square(y, dtype=np.float64).sum()
+                error[i, number] += np.square(other - y, dtype=np.float64).sum()
+                size[i, number] += np.square(y, dtype=np.float64).sum()
                 start += 2 * width
-    return {index: math.sqrt(e / s) if s > 0 else 0.0 for index, e, s in zip(group, error.tolist(), size.tolist(), strict=True)}
+    return {index: _root_of_ratio(error[i], size[i]) for i, index in enumerate(group)}
+
+
+def _root_of_ratio(error: np.ndarray, size: np.ndarray) -> Estimate:
+    """√(Σ error / Σ size) over sequences [num_sequences]; 0 where there is no output at all."""
+    if not (size > 0).sum() > 1:
+        value = math.sqrt(float(error.sum() / size.sum())) if size.sum() > 0 else 0.0
+        return Estimate(value, 0.0, value)
+    squared = at_least_zero(jackknife(error, size))
+    return Estimate(math.sqrt(squared.value), math.sqrt(squared.low), math.sqrt(squared.high))
 
 
 def _add_scratch(plan: dict[str, Any], calls: Sequence[Call]) -> dict[str, tuple[int, int]]:
@@ -187,9 +206,9 @@ def _width(call: Mapping[str, Any]) -> int:
     return math.prod(call["outputs"][0]["dims"][1:])
 
 
-def _shared(units: Sequence[Unit], errors: Sequence[float], kl: Sequence[float] | None) -> list[UnitFigures]:
-    damages = [error**2 for error in errors] if kl is None else list(kl)
+def _shared(units: Sequence[Unit], errors: Sequence[Estimate], kl: Sequence[Estimate] | None) -> list[UnitFigures]:
+    damages = [error.value**2 for error in errors] if kl is None else [estimate.value for estimate in kl]
     total = sum(damages)
     shares = [damage / total if total > 0 else 0.0 for damage in damages]
-    each: Sequence[float | None] = [None] * len(units) if kl is None else kl
+    each: Sequence[Estimate | None] = [None] * len(units) if kl is None else kl
     return [UnitFigures(*row) for row in zip(units, errors, each, shares, strict=True)]

@@ -14,8 +14,8 @@ from friendli_compile.passes import run_pipeline
 from friendli_compile.plan.planner import make_plan
 from friendli_compile.quality.budget import Budget
 from friendli_compile.quality.gate import Quality, QualityOptions, run_gate
-from friendli_compile.quality.layer_figures import relative_errors, unit_figures
-from friendli_compile.quality.packed_run import Runnable
+from friendli_compile.quality.layer_figures import ERROR_PIECE, NUM_ERROR_TOKENS, relative_errors, shortened, unit_figures
+from friendli_compile.quality.packed_run import PackedRun, Runnable
 from friendli_compile.quality.probes import ProbeSet
 from friendli_compile.quality.record import for_manifest, quality_record, rounded
 from friendli_compile.quality.variants import units_of, variant
@@ -70,7 +70,10 @@ def test_without_a_budget_everything_is_measured_and_nothing_changed(make_packin
     quantized = {name for name, scheme in packings.quantized.schemes.items() if scheme is not None}
     assert {name for each in quality.units for name in each.unit.weights} == quantized
     assert sum(each.share for each in quality.units) == pytest.approx(1)
-    assert all(0 < each.relative_error < 0.3 for each in quality.units)
+    assert all(0 < each.relative_error.value < 0.3 for each in quality.units)
+    for each in quality.units:
+        assert each.kl is not None
+        assert all(figure.low < figure.value < figure.high for figure in (each.relative_error, each.kl))
 
 
 def test_the_error_of_a_layer_is_that_of_its_rounded_weights_and_activations(make_packings: Make, probes: ProbeSet) -> None:
@@ -80,16 +83,28 @@ def test_the_error_of_a_layer_is_that_of_its_rounded_weights_and_activations(mak
     eight = packings.packed_as("8bit", [name for unit in units for name in unit.weights])
     assert eight is not None
     four_bit_units = [unit for unit in units if "lm_head" not in unit.name]
-    fours = np.array(relative_errors(reference, packings.artifact(), four_bit_units, probes))
-    eights = np.array(relative_errors(reference, eight, four_bit_units, probes))
+    fours = np.array([error.value for error in relative_errors(reference, packings.artifact(), four_bit_units, probes)])
+    eights = np.array([error.value for error in relative_errors(reference, eight, four_bit_units, probes)])
     assert (eights * 3 < fours).all() and (eights > 0).all()
-    assert relative_errors(reference, reference, four_bit_units, probes) == [0.0] * len(four_bit_units)
+    assert {error.high for error in relative_errors(reference, reference, four_bit_units, probes)} == {0.0}
+
+
+def test_the_error_of_the_output_projection_is_that_of_the_logits(make_packings: Make, probes: ProbeSet) -> None:
+    packings = make_packings(FOUR_BIT)
+    reference, artifact = packings.reference(), packings.artifact()
+    (head,) = [unit for unit in units_of(reference.plan, artifact.plan) if "lm_head" in unit.name]
+    (error,) = relative_errors(reference, artifact, [head], probes)
+    alone = variant(reference, [(artifact, [head])])
+    pieces = shortened(probes, NUM_ERROR_TOKENS, ERROR_PIECE)
+    both = [
+        [np.concatenate([y for _, y in PackedRun(model, ERROR_PIECE).pieces(piece)]) for piece in pieces] for model in (reference, alone)
+    ]
+    y, other = (np.concatenate(logits).astype(np.float64) for logits in both)
+    assert error.value == pytest.approx(np.linalg.norm(other - y) / np.linalg.norm(y), rel=1e-6)
 
 
 def test_a_variant_is_the_model_that_would_be_packed(make_packings: Make, probes: ProbeSet) -> None:
     """All units taken from the artifact: every logit equal, bit by bit."""
-    from friendli_compile.quality.packed_run import PackedRun
-
     packings = make_packings(FOUR_BIT)
     reference, artifact = packings.reference(), packings.artifact()
     whole = variant(reference, [(artifact, units_of(reference.plan, artifact.plan))])

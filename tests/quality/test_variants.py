@@ -72,4 +72,4 @@ def test_experts_and_tied_tables_are_one_unit(name: str, scheme: str, tmp_path: 
         assert len(table.weights) == 1 and len(table.calls) == 2 and table.layer is None
     probes = sampled_probes(reference, [1], 64, 320)
     figures = unit_figures(reference, quantized, units, probes, num_params=10**5)
-    assert all(0 < each.relative_error < 0.5 and each.kl is not None and each.kl > 0 for each in figures)
+    assert all(0 < each.relative_error.value < 0.5 and each.kl is not None and each.kl.value > 0 for each in figures)
