@@ -58,8 +58,10 @@ def test_formats_go_on_beside_the_file(stopping: TestServer) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", {"stops": []}, {"stop": "a"}, {"stop": [""]}, {"bad_words": [3]}, {"stop_tokens": [[1]]}, {"stop_tokens": [{"tokens": []}]}]
-    + [{"bad_word_tokens": [{"tokens": [VOCAB_SIZE]}]}],
+    [
+        *("", "[]", {"stops": []}, {"stop": "a"}, {"stop": [""]}, {"bad_words": [3]}),
+        *({"stop_tokens": [[1]]}, {"stop_tokens": [{"tokens": []}]}, {"bad_word_tokens": [{"tokens": [VOCAB_SIZE]}]}),
+    ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, content: Any) -> None:
     with pytest.raises(ConfigError):
