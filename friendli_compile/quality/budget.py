@@ -77,7 +77,7 @@ def require_provable(budget: Budget, num_tokens: int) -> None:
     needed = num_tokens
     while _perfect_agreement(needed).low < budget.min_top1:
         needed *= 2
-    raise FmoError(what, hint=f"--probe-tokens {needed}, with a --probe FILE that has as many, or ask for less")
+    raise FmoError(what, hint=f"--probe-tokens {needed}, or ask for less")
 
 
 def _perfect_agreement(num_tokens: int) -> Estimate:
