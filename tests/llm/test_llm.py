@@ -1,6 +1,8 @@
 """The offline API on the scripted model: what goes in comes out, alone or together, whole or streamed."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from friendli_runtime import LLM, SamplingParams
@@ -92,3 +94,21 @@ def test_bad_values_are_refused_by_name(llm: LLM, params: SamplingParams) -> Non
 def test_a_folder_that_is_no_artifact_is_refused(tmp_path: object) -> None:
     with pytest.raises(ArtifactError):
         LLM(str(tmp_path))
+
+
+def test_an_answer_keeps_to_its_format(llm: LLM) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    json_format = {"type": "json_schema", "json_schema": {"schema": schema}}
+    follows, strays = (script_tag(text) + GO for text in ('{"a": 12}', "hello"))
+    params = SamplingParams(temperature=0, response_format=json_format, max_tokens=300)
+    assert llm.generate(follows, params)[0].text == '{"a": 12}'
+    pattern = SamplingParams(temperature=0, response_format={"type": "regex", "schema": "[h-l]{2}[0-9]"}, n=2)
+    outputs = llm.generate(strays, pattern)[0].outputs
+    assert all(re.fullmatch("[h-l]{2}[0-9]", output.text) and output.finish_reason == "stop" for output in outputs)
+    assert "".join(delta.text for delta in llm.stream(strays, replace(pattern, n=1))) == outputs[0].text
+
+
+@pytest.mark.parametrize("response_format", [{"type": "regex", "schema": "(?=a)"}, {"type": "xml"}, {"type": "json_schema"}])
+def test_a_format_that_cannot_be_followed_is_refused(llm: LLM, response_format: dict[str, str]) -> None:
+    with pytest.raises(InvalidSamplingParams, match="response_format"):
+        llm.generate("x", SamplingParams(response_format=response_format))

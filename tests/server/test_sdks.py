@@ -8,9 +8,22 @@ import openai
 import pytest
 from friendli import AsyncFriendli, SyncFriendli
 from friendli.models import SDKError
+from pydantic import BaseModel
+from tools.templates import HERMES
 
-from .conftest import TestServer
+from .conftest import TestServer, start
 
+
+class Person(BaseModel):
+    """What the tests of structured outputs ask for."""
+
+    name: str
+    age: int
+    friends: list["Person"] = []
+
+
+TOOLS: Any = [{"type": "function", "function": {"name": "add", "parameters": Person.model_json_schema()}}]
+CALL = '<tool_call>\n{"name": "add", "arguments": {"name": "Ann", "age": 7, "friends": []}}\n</tool_call>'
 MESSAGES: Any = [{"role": "user", "content": "[[hello 🙂 world]]"}]
 
 
@@ -113,3 +126,67 @@ def test_friendli_async(server: TestServer) -> None:
             return answer.choices[0].message.content
 
     assert asyncio.run(ask()) == "hello 🙂 world"
+
+
+# Structured outputs and tools ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hermes() -> Iterator[TestServer]:
+    running, stop = start(template=HERMES.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
+    yield running
+    stop()
+
+
+@pytest.fixture(scope="module")
+def openai_tools(hermes: TestServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=hermes.url + "/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def said(text: str) -> Any:
+    return [{"role": "user", "content": f"[[{text}]]"}]
+
+
+def test_openai_parses_pydantic_models(openai_tools: openai.OpenAI) -> None:
+    script = '{"name": "Ann", "age": 7, "friends": [{"name": "Bob", "age": 8, "friends": []}]}'
+    answer = openai_tools.chat.completions.parse(model="scripted", messages=said(script), response_format=Person)
+    assert answer.choices[0].message.parsed == Person(name="Ann", age=7, friends=[Person(name="Bob", age=8)])
+
+
+def test_openai_tools(openai_tools: openai.OpenAI) -> None:
+    answer = openai_tools.chat.completions.create(model="scripted", messages=said("I add.\n" + CALL), tools=TOOLS)
+    call = answer.choices[0].message.tool_calls[0]  # type: ignore[index]
+    assert call.type == "function" and Person.model_validate_json(call.function.arguments).name == "Ann"
+    with openai_tools.chat.completions.stream(model="scripted", messages=said("I add.\n" + CALL), tools=TOOLS) as stream:
+        kinds = {event.type for event in stream}
+        message = stream.get_final_completion().choices[0].message
+    assert {"content.delta", "tool_calls.function.arguments.delta", "tool_calls.function.arguments.done"} <= kinds
+    assert message.content == "I add." and message.tool_calls[0].function.arguments == call.function.arguments  # type: ignore[index]
+    history: Any = [*said("x"), message.model_dump(exclude_none=True, include={"role", "content", "tool_calls"})]
+    history += [{"role": "tool", "tool_call_id": call.id, "content": "done"}, {"role": "user", "content": "and?"}]
+    assert openai_tools.chat.completions.create(model="scripted", messages=history, tools=TOOLS).choices[0].message.content == "x"
+
+
+def test_openai_strict_tools_are_parsed(openai_tools: openai.OpenAI) -> None:
+    tool: Any = openai.pydantic_function_tool(Person, name="add")
+    answer = openai_tools.chat.completions.parse(model="scripted", messages=said(CALL), tools=[tool])
+    assert answer.choices[0].message.tool_calls[0].function.parsed_arguments == Person(name="Ann", age=7)  # type: ignore[index]
+
+
+def test_friendli_tools_and_formats(friendli_client: SyncFriendli, hermes: TestServer) -> None:
+    chat = friendli_client.container.chat
+    answer = chat.complete(messages=said(CALL), tools=TOOLS, tool_choice="auto", server_url=hermes.url, retries=None)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    assert Person.model_validate_json(answer.choices[0].message.tool_calls[0].function.arguments).age == 7  # type: ignore[index]
+    with chat.stream(messages=said(CALL), tools=TOOLS, server_url=hermes.url, retries=None) as stream:
+        deltas = [choice.delta for event in stream for choice in event.data.choices]
+    arguments = "".join(call.function.arguments for delta in deltas for call in delta.tool_calls or ())
+    assert Person.model_validate_json(arguments).name == "Ann"
+    schema: Any = {"type": "json_schema", "json_schema": {"schema": Person.model_json_schema()}}
+    script = '{"name": "Ann", "age": 7}'
+    answer = chat.complete(messages=said(script), response_format=schema, server_url=hermes.url, retries=None)
+    assert answer.choices[0].message.content == script
+    regex: Any = {"type": "regex", "schema": "[a-z]{3}"}
+    answer = chat.complete(messages=said("abcdef"), response_format=regex, server_url=hermes.url, retries=None)
+    assert answer.choices[0].message.content == "abc"
