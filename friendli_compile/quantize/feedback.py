@@ -25,8 +25,7 @@ SPAN = 1024  # columns
 CHUNK_ROWS = 1024  # rounded together: 4 MiB of a span, shared by many short numpy calls
 DAMPING = 0.1  # of the mean of H's diagonal
 GIANT = 4.0  # times the usual length of an input: longer ones, like those of a first token, count as if they had this length
-STEP = 32  # columns that feed back at once; the rest of their panel follows, then all later columns
-PANEL = 128
+LEVELS = (8, 32, 128)  # columns whose errors are fed back together: see _feed_back
 
 Column = Callable[[Array, Array, Array | None], tuple[Array, Array]]  # values, scales, zeros → codes, rounded values
 
@@ -107,9 +106,7 @@ class _Span:
 
     def round(self, values: Array, codes: Array, scales: Array, zeros: Array | None, finds_scales: bool) -> None:
         """`values` [K', R] are used up; `codes` [K', R]; `scales` and `zeros` [groups, R], found here or given."""
-        step = _step_of(self._fmt.group)
-        group_len = self._fmt.group
-        panel_len = -(-PANEL // group_len) * group_len if finds_scales else PANEL
+        step, group_len = math.gcd(self._fmt.group, LEVELS[0]), self._fmt.group
         errors = np.empty_like(values)  # over U's diagonal
         for start in range(0, len(values), step):
             stop = min(start + step, len(values))
@@ -118,12 +115,19 @@ class _Span:
                 self._find_scales(values[start : start + group_len], start, group, scales, zeros)
             own_zeros = None if zeros is None else zeros[group]
             self._round_step(values, codes, errors[start:stop], start, scales[group], own_zeros)
-            panel_stop = min((start // panel_len + 1) * panel_len, len(values))
-            if stop < panel_stop:  # soon: the rest of the panel; all later columns once, when the panel is done
-                values[stop:panel_stop] -= self._factor[start:stop, stop:panel_stop].T @ errors[start:stop]
-            elif stop < len(values):
-                panel = slice(stop - panel_len, stop)
-                values[stop:] -= self._factor[panel, stop:].T @ errors[panel]
+            self._feed_back(values, errors, start, stop)
+
+    def _feed_back(self, values: Array, errors: Array, start: int, stop: int) -> None:
+        """From the columns that are done to later ones: near ones after every few columns, far ones in one product for many.
+
+        Behind a block of LEVELS[i] columns the rest of its block of LEVELS[i + 1] is updated; behind one of the last level, all others."""
+        level = max((i for i, size in enumerate(LEVELS) if stop % size == 0), default=-1)
+        first = stop - LEVELS[level] if level >= 0 else start
+        end = len(values)
+        if level < len(LEVELS) - 1:
+            end = min(end, -(-stop // LEVELS[level + 1]) * LEVELS[level + 1])
+        if stop < end:
+            values[stop:end] -= self._factor[first:stop, stop:end].T @ errors[first:stop]
 
     def _find_scales(self, block: Array, start: int, group: int, scales: Array, zeros: Array | None) -> None:
         _, scales[group], found_zeros = self._rounder(block, self._importance[start : start + len(block)], self._fmt, True)
@@ -139,11 +143,6 @@ class _Span:
             error /= self._factor[j, j]
             if j + 1 < stop:
                 values[j + 1 : stop] -= self._factor[j, j + 1 : stop, None] * error
-
-
-def _step_of(group: int) -> int:
-    """Columns of a step: they divide a group and a panel."""
-    return math.gcd(group, STEP)
 
 
 def _integer_column(fmt: Format) -> Column:

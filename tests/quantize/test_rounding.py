@@ -11,7 +11,7 @@ import torch
 from friendli_compile.errors import CheckpointError
 from friendli_compile.quantize.choose import ActivationErrors, choose_format
 from friendli_compile.quantize.codes import FLOATS, INTEGERS, nearest_float, scale_from_storage, scale_to_storage
-from friendli_compile.quantize.feedback import round_with_feedback
+from friendli_compile.quantize.feedback import DAMPING, round_with_feedback
 from friendli_compile.quantize.round_weight import Rounding
 from friendli_compile.quantize.rounding import dequantize, require_finite, round_matrix
 from friendli_compile.quantize.schemes import Format, Scheme, parse_scheme
@@ -159,6 +159,22 @@ def test_feedback_lowers_the_error_of_the_output_on_inputs_that_it_has_not_seen(
     errors = [np.square((dequantize(rounded, fmt) - values) @ unseen.T).sum()
               for rounded in (round_with_feedback(values, fmt, seen), round_matrix(values, fmt))]  # fmt: skip
     assert errors[0] < 0.75 * errors[1]
+
+
+def test_feedback_in_blocks_is_that_of_one_column_after_the_other() -> None:
+    values, inputs = matrix(num_columns=296).astype(np.float64), correlated_inputs(200, 296).astype(np.float64)
+    fmt = Format("i4", 296, "f32", "f32", 296)
+    rounded = round_with_feedback(values.astype(np.float32), fmt, inputs.astype(np.float32))
+    scales = rounded.scales[:, 0].astype(np.float64)
+    h = inputs.T @ inputs
+    h += DAMPING * np.diag(h).mean() * np.eye(296)
+    factor = np.linalg.cholesky(np.linalg.inv(h)).T
+    left, codes = values.copy(), np.zeros(values.shape)
+    for j in range(296):
+        codes[:, j] = np.clip(np.rint(np.divide(left[:, j], scales, out=np.zeros(40), where=scales != 0)), -8, 7)
+        error = (left[:, j] - codes[:, j] * scales) / factor[j, j]
+        left[:, j + 1 :] -= np.outer(error, factor[j, j + 1 :])
+    assert (rounded.codes - 8.0 == codes).mean() > 0.98, "float32 moves a few ties, and what comes after them"
 
 
 def test_feedback_works_in_spans_and_chunks_of_rows_and_without_any_input() -> None:
