@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from .feedback import round_with_feedback, takes_feedback
 from .rounding import Rounded, require_finite, round_matrix
@@ -26,6 +27,12 @@ class Rounding:
 
         Raises CheckpointError for NaN and infinity."""
         require_finite(array, name)
+        with threadpool_limits(
+            1, "blas"
+        ):  # our threads share the rows; BLAS's own would wait for each other, several times as long as they work
+            return self._round(name, array, fmt)
+
+    def _round(self, name: str, array: Array, fmt: Format) -> Rounded:
         matrix = np.ascontiguousarray(array).reshape(-1, array.shape[-1])
         known = self.inputs(name) if self.search and self.inputs is not None and takes_feedback(fmt) else None
         if known is not None:
