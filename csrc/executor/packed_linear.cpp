@@ -1,9 +1,12 @@
 #include "executor/packed_linear.h"
 
+#include <algorithm>
+
 namespace fmo {
 namespace {
 
 constexpr int64_t kIntegerGroup = 32;         // columns: act_group of integers is a multiple
+constexpr int64_t kShareBytes = 128 << 10;    // of codes: the start of a share is not prefetched
 constexpr int64_t kMaxIntegerGroup = 131072;  // 128 · 127 · 131072 still fits in 31 bits
 
 Act parse_act(const Binder& binder, const std::string& name) {
@@ -91,6 +94,11 @@ std::string PackedLinear::kernel_suffix() const {
   const std::string isa = isa_name(isa_);
   if (kind_ == Kind::panels) return isa + "." + dtype_name(panels_.dtype);
   return isa + "." + dtype_name(quant_.dtype) + "x" + act_name(act_);
+}
+
+int64_t PackedLinear::min_share() const {
+  if (kind_ != Kind::integers) return 8;
+  return std::clamp<int64_t>(kShareBytes / quant_.block_bytes(), 16, 32);
 }
 
 bool PackedLinear::is_few(int64_t num_rows) const {

@@ -39,7 +39,7 @@ class PackedLinear {
   void prepare(const RowSource& x, int64_t num_rows, char* rows, int part, int num_parts) const;
 
   int64_t num_units() const { return kind_ == Kind::integers ? quant_.num_blocks() : ceil_div(N(), kPanelRows); }
-  int64_t min_share() const { return kind_ == Kind::integers ? 16 : 8; }  // units: several for each stream of a gemv
+  int64_t min_share() const;  // units: several for each stream of a gemv, and long enough to get going
   void compute(const RowSource& x, int64_t num_rows, const char* rows, Range units, const float* bias, float* y,
                int64_t y_stride) const;
 
