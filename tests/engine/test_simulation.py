@@ -33,9 +33,6 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
     "the youngest is admitted first": {
         "scheduler.cpp": [("auto next = waiting_.begin();", "auto next = std::prev(waiting_.end(), waiting_.empty() ? 0 : 1);")]
     },
-    "who let others pass does not come back": {
-        "scheduler.cpp": [("  make_room_for_oldest();\n  schedule_decodes();", "  schedule_decodes();")]
-    },
     "a cancelled sample still gets its token": {"engine.cpp": [("if (is_cancelled) continue;", "")]},
     "a cancelled request keeps a sample": {
         "engine.cpp": [
