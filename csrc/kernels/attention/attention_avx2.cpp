@@ -91,55 +91,82 @@ void score_rows(const float* q, const TileBlocks& blocks, Range range, int64_t n
 }
 
 using ScoreFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
+// More accumulators spill: gcc then keeps all of them in memory.
 template <class T>
 constexpr ScoreFunction kScoreFunctions[kRowTile + 1] = {nullptr,
-                                                         score_rows<T, 1, 4>,
-                                                         score_rows<T, 2, 2>,
-                                                         score_rows<T, 3, 2>,
+                                                         score_rows<T, 1, 2>,
+                                                         score_rows<T, 2, sizeof(T) == 1 ? 1 : 2>,
+                                                         score_rows<T, 3, 1>,
                                                          score_rows<T, 4, 1>,
                                                          score_rows<T, 5, 1>,
                                                          score_rows<T, 6, 1>};
 
-// sums[r][…] += p[r][j] · V[j][…] for the visible keys, C vectors of dims from `d` on.
+// The keys [begin, end) of one block: sums[r][…] += p[r][j] · V[j][…], C vectors of dims. All cells are whole.
 template <class T, int R, int C>
-__attribute__((noinline)) void value_block(const float* p, const TileBlocks& blocks, Range visible, int64_t v_padded,
+inline __attribute__((always_inline)) void add_cells(__m256 (&sum)[R * C], const float* p, int64_t begin, int64_t end,
+                                                     const char* cells, const char* next, int64_t row_bytes) {
+  for (int64_t j = begin; j < end; j += kPack<T>, cells += row_bytes, next += row_bytes) {
+    if constexpr (R < kRowTile)
+      unroll<(C + 1) / 2>([&](auto c) __attribute__((always_inline)) { _mm_prefetch(next + c * 64, _MM_HINT_T0); });
+    unroll<kPack<T>>([&](auto e) __attribute__((always_inline)) {
+      __m256 value[C];
+      unroll<C>([&](auto c) __attribute__((always_inline)) { value[c] = expand<T, e>(cells + c * 32); });
+      unroll<R>([&](auto r) __attribute__((always_inline)) {
+        const __m256 a = _mm256_broadcast_ss(p + r * kKeyTile + j + e);
+        unroll<C>([&](auto c) __attribute__((always_inline)) { avx2::add_product(sum[r * C + c], a, value[c]); });
+      });
+    });
+  }
+}
+
+// sums[r][…] += p[r][j] · V[j][…] for keys that fill whole cells, C vectors of dims from `d` on.
+template <class T, int R, int C>
+__attribute__((noinline)) void value_block(const float* p, const TileBlocks& blocks, Range keys, int64_t v_padded,
                                            int64_t d, float* sums) {
   __m256 sum[R * C];
-  unroll<R * C>([&](auto i) { sum[i] = _mm256_loadu_ps(sums + (i / C) * v_padded + d + (i % C) * 8); });
-  const auto add_key = [&](auto e, const char* cells, int64_t j) __attribute__((always_inline)) {
-    __m256 value[C];
-    unroll<C>([&](auto c) __attribute__((always_inline)) { value[c] = expand<T, e>(cells + c * 32); });
-    unroll<R>([&](auto r) __attribute__((always_inline)) {
-      const __m256 a = _mm256_broadcast_ss(p + r * kKeyTile + j);
-      unroll<C>([&](auto c) __attribute__((always_inline)) { avx2::add_product(sum[r * C + c], a, value[c]); });
-    });
-  };
-  for (int64_t j = visible.begin; j < visible.end;) {
-    const int64_t block = j / kKvBlock, end = std::min(visible.end, (block + 1) * kKvBlock);
+  unroll<R * C>([&](auto i) __attribute__((always_inline)) {
+    sum[i] = _mm256_loadu_ps(sums + (i / C) * v_padded + d + (i % C) * 8);
+  });
+  for (int64_t j = keys.begin; j < keys.end;) {
+    const int64_t block = j / kKvBlock, end = std::min(keys.end, (block + 1) * kKvBlock);
     const int64_t offset = (j % kKvBlock / kPack<T> * v_padded + d) * 4;
-    const char *cells = blocks.v[block] + offset, *next = blocks.next_v[block] + offset;
-    if (j % kPack<T> != 0 || j + kPack<T> > end) {  // a cell of which some keys are not visible
-      unroll<kPack<T>>([&](auto e) {
-        if (j % kPack<T> == e) add_key(e, cells, j);
-      });
-      ++j;
-      continue;
-    }
-    for (; j + kPack<T> <= end; j += kPack<T>, cells += v_padded * 4, next += v_padded * 4) {
-      if constexpr (R < kRowTile)
-        unroll<(C + 1) / 2>([&](auto c) __attribute__((always_inline)) { _mm_prefetch(next + c * 64, _MM_HINT_T0); });
-      unroll<kPack<T>>([&](auto e) __attribute__((always_inline)) { add_key(e, cells, j + e); });
-    }
+    add_cells<T, R, C>(sum, p, j, end, blocks.v[block] + offset, blocks.next_v[block] + offset, v_padded * 4);
+    j = end;
   }
-  unroll<R * C>([&](auto i) { _mm256_storeu_ps(sums + (i / C) * v_padded + d + (i % C) * 8, sum[i]); });
+  unroll<R * C>([&](auto i) __attribute__((always_inline)) {
+    _mm256_storeu_ps(sums + (i / C) * v_padded + d + (i % C) * 8, sum[i]);
+  });
+}
+
+// The same for one key in the middle of a cell.
+template <class T, int R>
+__attribute__((noinline)) void value_key(const float* p, const TileBlocks& blocks, int64_t j, int64_t v_padded,
+                                         float* sums) {
+  const char* cells = blocks.v[j / kKvBlock] + j % kKvBlock / kPack<T> * v_padded * 4;
+  for (int64_t d = 0; d < v_padded; d += 8) {
+    __m256 value = _mm256_setzero_ps();
+    unroll<kPack<T>>([&](auto e) __attribute__((always_inline)) {
+      if (j % kPack<T> == e) value = expand<T, e>(cells + d * 4);
+    });
+    unroll<R>([&](auto r) __attribute__((always_inline)) {
+      float* target = sums + r * v_padded + d;
+      const __m256 a = _mm256_broadcast_ss(p + r * kKeyTile + j);
+      _mm256_storeu_ps(target, _mm256_fmadd_ps(a, value, _mm256_loadu_ps(target)));
+    });
+  }
 }
 
 template <class T, int R, int C>
 void value_rows(const float* p, const TileBlocks& blocks, Range visible, int64_t v_padded, float* sums) {
-  if (visible.begin >= visible.end) return;
-  int64_t d = 0;
-  for (; d + 8 * C <= v_padded; d += 8 * C) value_block<T, R, C>(p, blocks, visible, v_padded, d, sums);
-  for (; d < v_padded; d += 8) value_block<T, R, 1>(p, blocks, visible, v_padded, d, sums);
+  const int64_t first_cell = std::min(round_up(visible.begin, kPack<T>), visible.end);
+  const Range cells{first_cell, std::max(visible.end / kPack<T> * kPack<T>, first_cell)};
+  for (int64_t j = visible.begin; j < cells.begin; ++j) value_key<T, R>(p, blocks, j, v_padded, sums);
+  if (cells.begin < cells.end) {
+    int64_t d = 0;
+    for (; d + 8 * C <= v_padded; d += 8 * C) value_block<T, R, C>(p, blocks, cells, v_padded, d, sums);
+    for (; d < v_padded; d += 8) value_block<T, R, 1>(p, blocks, cells, v_padded, d, sums);
+  }
+  for (int64_t j = cells.end; j < visible.end; ++j) value_key<T, R>(p, blocks, j, v_padded, sums);
 }
 
 using ValueFunction = void (*)(const float*, const TileBlocks&, Range, int64_t, float*);
