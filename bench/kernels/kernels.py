@@ -29,6 +29,7 @@ ALIGNMENT = 64  # bytes: of every tensor in a file
 STREAMED_BYTES = 64 << 20  # of the weights of a step with few rows: more than the caches hold
 UNITS = {"read_bandwidth_gb_s": "gb_s", "fma_gflop_s": "gflop_s", "byte_gop_s": "gop_s"}
 QUANTIZED = [("i4", "i8", 32), ("i4", "i8", 128), ("u4", "i8", 32), ("i7", "i8", 128), ("i7", "i8", 0), ("i8", "i7", 128)]
+QUANTIZED += [("i4", "f32", 32), ("i8", "f32", 128)]
 View = dict[str, Any]
 
 
@@ -44,6 +45,7 @@ class Case:
     num_rows: int
     context_len: int
     work: dict[str, float]  # by name in measure_limits()
+    kv_dtype: str = "bf16"
     seconds: list[float] = field(default_factory=list)
 
     def binding_limit(self, limits: dict[str, float]) -> str:
@@ -130,13 +132,13 @@ def qlinear_case(dtype: str, act_dtype: str, group: int, num_rows: int, N: int, 
     for _ in range(max(4, int(STREAMED_BYTES / num_bytes)) if num_rows <= 16 else 4):
         inputs = [x, writer.quant_weight([N, K], dtype, group), None]
         writer.call("nn.linear", inputs, y, {"act_dtype": act_dtype, "act_group": act_group})
-    work = {"read_bandwidth_gb_s": num_bytes, "byte_gop_s": 2.0 * N * K * num_rows}
+    work = {"read_bandwidth_gb_s": num_bytes, "fma_gflop_s" if act_dtype == "f32" else "byte_gop_s": 2.0 * N * K * num_rows}
     return Case(f"linear.{name}", f"{num_rows}x{N}x{K}", "nn.linear", writer.finish([]), writer.weights, num_rows, 0, work)
 
 
-def attention_case(num_rows: int, context_len: int, heads: tuple[int, int, int], folder: Path) -> Case:
+def attention_case(kv_dtype: str, num_rows: int, context_len: int, heads: tuple[int, int, int], folder: Path) -> Case:
     num_q_heads, num_kv_heads, head_dim = heads
-    writer = PlanWriter(folder, f"attention-{num_rows}-{context_len}-{num_kv_heads}")
+    writer = PlanWriter(folder, f"attention-{kv_dtype}-{num_rows}-{context_len}-{num_kv_heads}")
     x = writer.embedded((num_q_heads + 2 * num_kv_heads) * head_dim)
     y = writer.rows(num_q_heads * head_dim)
 
@@ -148,10 +150,12 @@ def attention_case(num_rows: int, context_len: int, heads: tuple[int, int, int],
         writer.call("attn.paged", [q, k, v, None, None], part(y, 0, num_q_heads), {"scale": head_dim**-0.5, "kv_layer": layer})
     kv_layers = [{"num_kv_heads": num_kv_heads, "k_head_dim": head_dim, "v_head_dim": head_dim}] * COPIES["attention"]
     num_pairs = num_rows * context_len + num_rows * (num_rows + 1) / 2  # query-key pairs of one head
-    cache_bytes = (context_len + num_rows) * 2.0 * num_kv_heads * head_dim * 2
+    head_bytes = head_dim + 4.0 if kv_dtype == "i8" else 2.0 * head_dim  # of the key or the value of one token
+    cache_bytes = (context_len + num_rows) * 2 * num_kv_heads * head_bytes
     work = {"read_bandwidth_gb_s": cache_bytes, "fma_gflop_s": num_pairs * num_q_heads * 4.0 * head_dim}
     shape = f"{num_rows}q after {context_len}, {num_q_heads}/{num_kv_heads} heads of {head_dim}"
-    return Case("attention.bf16", shape, "attn.paged", writer.finish(kv_layers), writer.weights, num_rows, context_len, work)
+    plan = writer.finish(kv_layers)
+    return Case(f"attention.{kv_dtype}", shape, "attn.paged", plan, writer.weights, num_rows, context_len, work, kv_dtype)
 
 
 def cases() -> Iterator[tuple[str, Callable[[Path], Case]]]:
@@ -167,16 +171,17 @@ def cases() -> Iterator[tuple[str, Callable[[Path], Case]]]:
         for num_rows, N, K in sizes:
             name = f"linear.{dtype}x{act_dtype}.{f'g{group}' if group else 'channel'} {num_rows}x{N}x{K}"
             yield name, partial(qlinear_case, dtype, act_dtype, group, num_rows, N, K)
-    for heads in ((16, 8, 64), (16, 16, 64)):
+    for kv_dtype, heads in (("bf16", (16, 8, 64)), ("bf16", (16, 16, 64)), ("bf16", (8, 2, 128)), ("i8", (16, 8, 64))):
         for num_rows, context_len in ((512, 0), (1, 2048)):
-            yield f"attention.bf16 {num_rows} after {context_len}", partial(attention_case, num_rows, context_len, heads)
+            name = f"attention.{kv_dtype} {num_rows} after {context_len}"
+            yield name, partial(attention_case, kv_dtype, num_rows, context_len, heads)
 
 
 def run_case(case: Case, num_threads: int) -> None:
     """One warm-up and one measured step; appends the time of one call."""
     num_blocks = -(-(case.num_rows + case.context_len) // 16)
     executor = _core.Executor(
-        case.plan, case.weights, num_threads=num_threads, max_num_tokens=case.num_rows, num_blocks=num_blocks, kv_dtype="bf16"
+        case.plan, case.weights, num_threads=num_threads, max_num_tokens=case.num_rows, num_blocks=num_blocks, kv_dtype=case.kv_dtype
     )
     positions = np.arange(case.context_len, case.context_len + case.num_rows, dtype=np.int32)
     arrays = (

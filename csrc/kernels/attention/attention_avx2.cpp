@@ -158,6 +158,7 @@ __attribute__((noinline)) void value_key(const float* p, const TileBlocks& block
 
 template <class T, int R, int C>
 void value_rows(const float* p, const TileBlocks& blocks, Range visible, int64_t v_padded, float* sums) {
+  if (visible.begin >= visible.end) return;
   const int64_t first_cell = std::min(round_up(visible.begin, kPack<T>), visible.end);
   const Range cells{first_cell, std::max(visible.end / kPack<T> * kPack<T>, first_cell)};
   for (int64_t j = visible.begin; j < cells.begin; ++j) value_key<T, R>(p, blocks, j, v_padded, sums);

@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) __m256 signed_column(__m256i v) {
   return _mm256_cvtepi32_ps(_mm256_srai_epi32(shift_left<32 - BITS - kFirst>(v), 32 - BITS));
 }
 
-// The vector of codes at p so that `column` may take it apart; and what a scale must be multiplied by.
+// The vector of codes at p so that `column` may take it apart.
 template <DType D>
 struct Format;
 
@@ -85,24 +85,15 @@ struct Format<DType::e2m1> {
   }
 };
 
-template <uint8_t ZERO>
-struct ByteFormat {
+template <>
+struct Format<DType::i8> {  // and i7
   __m256i v;
-  ByteFormat(const uint8_t* p, __m256i)
-      : v(_mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-                          _mm256_set1_epi8(static_cast<char>(ZERO)))) {}
+  Format(const uint8_t* p, __m256i zeros)
+      : v(_mm256_sub_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), zeros)) {}
   template <int J>
   __m256 column() const {
     return signed_column<J, 8>(v);
   }
-};
-template <>
-struct Format<DType::i7> : ByteFormat<64> {
-  using ByteFormat::ByteFormat;
-};
-template <>
-struct Format<DType::i8> : ByteFormat<128> {
-  using ByteFormat::ByteFormat;
 };
 
 template <>
@@ -132,8 +123,8 @@ __m256 load_scales(const char* scales, DType dtype, int64_t group_idx) {
 }
 
 // Each row's zero in all bytes of its lane.
-__m256i load_zeros(const uint8_t* zeros, int64_t group_idx) {
-  if (zeros == nullptr) return _mm256_setzero_si256();
+__m256i load_zeros(const QuantWeight& w, const uint8_t* zeros, int64_t group_idx) {
+  if (zeros == nullptr) return _mm256_set1_epi8(static_cast<char>(common_zero(w.dtype)));
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(zeros + group_idx * kBlockRows));
   return _mm256_mullo_epi32(_mm256_cvtepu8_epi32(bytes), _mm256_set1_epi32(0x01010101));
 }
@@ -170,7 +161,7 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const QuantWeigh
   for (int64_t g = 0, k = 0; g < w.num_groups(); ++g) {
     unroll<B>([&](auto b) {
       _mm256_store_ps(scales[b], load_scales(stream[b].scales, w.scale_dtype, g));
-      zeros[b] = load_zeros(stream[b].zeros, g);
+      zeros[b] = load_zeros(w, stream[b].zeros, g);
     });
     for (const int64_t end = k + w.group; k < end; k += kColumns<D>) {
       const auto one_block = [&](auto b) __attribute__((always_inline)) {
@@ -180,7 +171,8 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const QuantWeigh
         unroll<kColumns<D>>([&](auto j) __attribute__((always_inline)) {
           const __m256 weight = _mm256_mul_ps(v.template column<j>(), _mm256_load_ps(scales[b]));
           unroll<R>([&](auto r) __attribute__((always_inline)) {
-            sum[b * R + r] = _mm256_fmadd_ps(_mm256_broadcast_ss(x[r] + k + j), weight, sum[b * R + r]);
+            const __m256 a = _mm256_broadcast_ss(x[r] + k + j);
+            sum[b * R + r] = multiply_add<true>(sum[b * R + r], a, weight);
           });
         });
       };
@@ -213,7 +205,7 @@ constexpr int64_t kMaxGemvRows = 4;
 using GemvFunction = void (*)(const RowSource&, const QuantWeight&, Range, const float*, float*, int64_t);
 template <DType D>
 constexpr GemvFunction kGemvFunctions[kMaxGemvRows + 1] = {nullptr, gemv_rows<D, 4, 1>, gemv_rows<D, 2, 2>,
-                                                           gemv_rows<D, 2, 3>, gemv_rows<D, 1, 4>};
+                                                           gemv_rows<D, 1, 3>, gemv_rows<D, 1, 4>};
 
 // Columns k0 … k0 + num_k of a panel as f32 [num_k][16].
 template <DType D>
@@ -224,7 +216,7 @@ void expand_block(const QuantWeight& w, int64_t panel, int64_t k0, int64_t num_k
     end = std::min((g + 1) * w.group, k0 + num_k);
     for (int b = 0; b < 2; ++b) {
       const __m256 scales = load_scales(stream[b].scales, w.scale_dtype, g);
-      const __m256i zeros = load_zeros(stream[b].zeros, g);
+      const __m256i zeros = load_zeros(w, stream[b].zeros, g);
       const uint8_t* codes = stream[b].codes + k / kColumns<D> * kVectorBytes;
       float* target = out + (k - k0) * kPanelRows + b * kBlockRows;
       for (int64_t i = k; i < end; i += kColumns<D>, codes += kVectorBytes, target += kColumns<D> * kPanelRows) {
@@ -257,8 +249,6 @@ Kernels kernels_for(DType dtype) {
       return kernels_of<DType::u4>();
     case DType::e2m1:
       return kernels_of<DType::e2m1>();
-    case DType::i7:
-      return kernels_of<DType::i7>();
     case DType::e4m3:
       return kernels_of<DType::e4m3>();
     default:
