@@ -65,6 +65,11 @@ class AnswerPlanner:
         if tokenizer is not None and template is not None:
             self.forms = answer_forms(template, tokenizer, eos_ids)
 
+    def warm_up(self) -> None:
+        """Makes what all grammars share, which takes about a second for a large vocabulary. May run on any thread."""
+        if self._compiler is not None:
+            self._compiler.warm_up()
+
     def plan_format(self, params: SamplingParams) -> Constraint | None:
         """What `response_format` asks for; None: anything. Raises ApiError 400."""
         try:

@@ -33,6 +33,7 @@ from .completions import CompletionAnswer, completion_prompts, encode_prompts, e
 from .errors import ApiError, bad_request, unavailable
 from .fields import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
 from .generation import Generation, Prompt, with_fixed_seeds
+from .grammar_queue import GrammarQueue
 from .http import ClientGone, EventStream, Receive, Scope, Send, header, read_json, send_body, send_error, send_json
 from .limits import Limits
 from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
@@ -83,7 +84,7 @@ class App:
         self.num_in_flight = 0
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
-        self._constraint_pool = ThreadPoolExecutor(1, "fmo-constraint")  # schemas that take long hold up each other only
+        self._grammars = GrammarQueue(options.limits.max_waiting_grammars, options.limits.grammar_wait_s)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._counted(self._chat)),
             "/v1/completions": ("POST", self._counted(self._completions)),
@@ -126,6 +127,10 @@ class App:
             "current_assigned_items": num_assigned,
             "current_waiting_items": num_items - num_assigned,
         }
+
+    def warm_up(self) -> None:
+        """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
+        self._grammars.warm_up(self._planner.warm_up)
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
@@ -261,7 +266,8 @@ class App:
         """The prompts of a request, made on the thread that its size and its grammar call for."""
         size = header(scope, b"content-length") or b""
         if _may_compile(request):
-            prompts = await asyncio.get_running_loop().run_in_executor(self._constraint_pool, make_prompts, request)
+            num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
+            prompts = await self._grammars.run(num_bytes, make_prompts, request)
         elif size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
             prompts = make_prompts(request)
         else:

@@ -33,6 +33,9 @@ class Limits:
     max_schema_bytes: int = 256 * 2**10
     max_subschemas: int = 1024
     max_regex_bytes: int = 4096
+    max_patterns: int = 256
+    max_waiting_grammars: int = 64
+    grammar_wait_s: int = 10
     header_timeout_s: int = 10
     body_timeout_s: int = 60
     write_stall_s: int = 30
@@ -40,7 +43,7 @@ class Limits:
 
     @property
     def of_constraints(self) -> ConstraintLimits:
-        return ConstraintLimits(self.max_schema_bytes, self.max_subschemas, self.max_regex_bytes)
+        return ConstraintLimits(self.max_schema_bytes, self.max_subschemas, self.max_regex_bytes, self.max_patterns)
 
 
 def limits_from(settings: Iterable[str]) -> Limits:

@@ -133,6 +133,7 @@ async def _run(
     from .protocol import HttpServer
 
     app.bridge.attach(loaded.engine, asyncio.get_running_loop())
+    app.warm_up()
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would report every client that stops reading
     servers = [
         HttpServer(app, options.app.limits, web_socket),

@@ -8,6 +8,7 @@ the text so far satisfies the grammar. All methods may be called from any thread
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -106,6 +107,11 @@ class ConstraintCompiler:
             return Constraint(self._matcher(grammar, param), self._ll_tokenizer, end_ids)
         except ConstraintFailed as error:
             raise InvalidConstraint(f"no text of this model satisfies the constraint: {error}", param) from None
+
+    def warm_up(self) -> None:
+        """Makes what all grammars share. A tokenizer that cannot have grammars is no error here."""
+        with contextlib.suppress(InvalidConstraint):
+            self.compile(Grammar("regex", "a"), self._eos_ids)
 
     @cached_property
     def any_token(self) -> bytes:

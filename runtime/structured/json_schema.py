@@ -17,6 +17,8 @@ from .errors import InvalidConstraint
 from .regex_rules import translated_regex
 
 MAX_DEPTH = 48
+MAX_PATTERN_PROPERTIES = 64
+"""Of one object: each is compared with all others, and 200 take seconds."""
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 _SCHEMAS = frozenset({"items", "additionalProperties"})
@@ -50,11 +52,25 @@ _UPPER_CASE = {"date-time": "^[0-9:.TZ+-]*$", "time": "^[0-9:.Z+-]*$"}
 _INTEGER_LIMITS = frozenset(["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"])
 
 
-def checked_schema(schema: Any, *, max_subschemas: int, param: str = "response_format") -> str:
+class PatternBudget:
+    """Patterns and formats that the schemas of one request may still have. What they cost is why a grammar takes at most about a second."""
+
+    def __init__(self, max_patterns: int) -> None:
+        self._max_patterns = max_patterns
+        self._num_left = max_patterns
+
+    def spend(self, num_patterns: int, param: str) -> None:
+        """Raises InvalidConstraint when there are not so many left."""
+        self._num_left -= num_patterns
+        if self._num_left < 0:
+            raise InvalidConstraint(f"the request has more than {self._max_patterns} patterns and formats in its schemas", param)
+
+
+def checked_schema(schema: Any, *, max_subschemas: int, patterns: PatternBudget, param: str = "response_format") -> str:
     """The schema as JSON text that holds only what is followed. Raises InvalidConstraint naming keyword and place."""
     if not isinstance(schema, dict | bool):
         raise InvalidConstraint(f"the schema is a JSON {_json_type(schema)}, expected an object", param)
-    reducer = _Reducer(max_subschemas, param, closes_objects=not _composes_objects(schema))
+    reducer = _Reducer(max_subschemas, patterns, param, closes_objects=not _composes_objects(schema))
     return json.dumps(reducer.reduced(schema, "#", 0), ensure_ascii=False)
 
 
@@ -73,8 +89,9 @@ def _composes_objects(schema: Any) -> bool:
 
 
 class _Reducer:
-    def __init__(self, max_subschemas: int, param: str, *, closes_objects: bool) -> None:
+    def __init__(self, max_subschemas: int, patterns: PatternBudget, param: str, *, closes_objects: bool) -> None:
         self._max_subschemas = max_subschemas
+        self._patterns = patterns
         self._param = param
         self._closes_objects = closes_objects
         self._num_subschemas = 0
@@ -89,6 +106,7 @@ class _Reducer:
             raise InvalidConstraint(f"the schema has more than {self._max_subschemas} subschemas", self._param)
         if depth > MAX_DEPTH:
             raise InvalidConstraint(f"the schema nests deeper than {MAX_DEPTH} levels", self._param)
+        self._patterns.spend(("pattern" in schema) + ("format" in schema), self._param)
         kept: dict[str, Any] = {}
         for keyword, value in schema.items():
             place = f"{where}/{keyword}"
@@ -114,6 +132,9 @@ class _Reducer:
         reduced = {name: self.reduced(child, f"{where}/{name}", depth + 1) for name, child in value.items()}
         if keyword != "patternProperties":
             return reduced
+        if len(value) > MAX_PATTERN_PROPERTIES:
+            raise self._error(f"has {len(value)} patterns, at most {MAX_PATTERN_PROPERTIES} are allowed", where)
+        self._patterns.spend(len(value), self._param)
         return {self._pattern(pattern, where): child for pattern, child in reduced.items()}
 
     def _reduced_list(self, value: Any, where: str, depth: int) -> list[Any]:

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from .errors import InvalidConstraint
-from .json_schema import checked_schema
+from .json_schema import PatternBudget, checked_schema
 from .regex_rules import translated_regex
 
 _TYPES = ("text", "json_object", "json_schema", "regex")
@@ -23,11 +23,15 @@ _ANY_JSON = {"anyOf": [{"type": "object"}, {"type": "array"}]}
 
 @dataclass(frozen=True, slots=True)
 class ConstraintLimits:
-    """What one constraint may cost. Bytes of the schema's JSON text and of a pattern; subschemas of a schema, the root included."""
+    """What one constraint may cost. Bytes of the schema's JSON text and of a pattern; subschemas of a schema, the root included.
+
+    `max_patterns`: patterns and formats of all schemas of a request; each may cost a millisecond to compile.
+    """
 
     max_schema_bytes: int = 256 * 2**10
     max_subschemas: int = 1024
     max_regex_bytes: int = 4096
+    max_patterns: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ def schema_grammar(schema: Any, limits: ConstraintLimits, param: str = "response
     num_bytes = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "surrogatepass"))
     if num_bytes > limits.max_schema_bytes:
         raise InvalidConstraint(f"the schema has {num_bytes} bytes, at most {limits.max_schema_bytes} are allowed", param)
-    return Grammar("json_schema", checked_schema(schema, max_subschemas=limits.max_subschemas, param=param))
+    patterns = PatternBudget(limits.max_patterns)
+    return Grammar("json_schema", checked_schema(schema, max_subschemas=limits.max_subschemas, patterns=patterns, param=param))
 
 
 def _schema_of(payload: Any) -> Any:

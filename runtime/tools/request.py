@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..structured.errors import InvalidConstraint
-from ..structured.json_schema import checked_schema
+from ..structured.json_schema import PatternBudget, checked_schema
 from ..structured.response_format import ConstraintLimits
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -58,7 +58,8 @@ def tool_request(
     if chosen not in CHOICES and chosen[1:] not in names:
         raise InvalidTools(f"'tool_choice' names the function '{chosen[1:][:64]}', which is not among 'tools'", "tool_choice")
     callable_tools = given if chosen in CHOICES else [tool for tool in given if tool["function"]["name"] == chosen[1:]]
-    schemas = {tool["function"]["name"]: _schema(tool["function"], limits) for tool in callable_tools}
+    patterns = PatternBudget(limits.max_patterns)
+    schemas = {tool["function"]["name"]: _schema(tool["function"], limits, patterns) for tool in callable_tools}
     return ToolRequest(given, schemas, is_required=chosen != "auto", is_parallel=parallel is not False and chosen in CHOICES)
 
 
@@ -99,7 +100,7 @@ def _chosen(choice: Any) -> str:
     raise InvalidTools(f"'tool_choice' is {shown}, expected {', '.join(CHOICES)} or {{type, function: {{name}}}}", "tool_choice")
 
 
-def _schema(function: dict[str, Any], limits: ConstraintLimits) -> dict[str, Any]:
+def _schema(function: dict[str, Any], limits: ConstraintLimits, patterns: PatternBudget) -> dict[str, Any]:
     """The schema of the arguments, always one of an object."""
     schema = function["parameters"]
     if schema.get("type", "object") != "object":
@@ -111,7 +112,7 @@ def _schema(function: dict[str, Any], limits: ConstraintLimits) -> dict[str, Any
     if not schema.keys() - {"type", "description", "title"}:
         whole["properties"] = {}
     try:
-        reduced = checked_schema(whole, max_subschemas=limits.max_subschemas, param="tools")
+        reduced = checked_schema(whole, max_subschemas=limits.max_subschemas, patterns=patterns, param="tools")
     except InvalidConstraint as error:
         raise InvalidConstraint(f"function '{function['name']}': {error}", "tools") from None
     return json.loads(reduced)
