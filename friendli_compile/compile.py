@@ -27,6 +27,7 @@ from .frontend.checkpoint import Checkpoint
 from .frontend.source import ModelSource, load_source
 from .frontend.trace import TracedModel, trace_model
 from .ir.graph import Graph, GraphError
+from .lora.fuse import FusedAdapters, fuse_adapters
 from .passes import run_pipeline
 from .plan.model import ITEM_BYTES, Plan
 from .plan.planner import make_plan
@@ -60,6 +61,7 @@ class CompileOptions:
     revision: str | None = None
     quantize: str | None = None  # a preset or a scheme (docs/quantization.md); None: "none"
     quantize_layers: tuple[str, ...] = ()  # PATTERN=SCHEME, later ones win
+    fuse_lora: tuple[str, ...] = ()  # PEFT adapters, PATH or PATH:STRENGTH, merged before anything reads the weights
     quality: QualityOptions | None = field(default_factory=QualityOptions)  # None: what quantization costs is not measured
     self_check: bool = True
     force: bool = False  # replace an artifact that is there
@@ -103,8 +105,10 @@ def build_artifact(
 ) -> CompileReport:
     """Fills the open `folder` from a traced model, checks the result and commits it."""
     notes: list[str] = []
-    checkpoint = Checkpoint(source, traced)
+    fused = fuse_adapters(options.fuse_lora, traced)
+    checkpoint = Checkpoint(source, traced, fused.edits)
     checkpoint.verify()
+    _verify_fused(fused, checkpoint, progress)
     dtype = choose_dtype(options.dtype, checkpoint, traced, notes)
     graph, base = plan_model(traced, dtype, progress)
     policy = parse_policy(options.quantize or "none", options.quantize_layers)
@@ -122,6 +126,8 @@ def build_artifact(
         _pack(folder.path, packings.quantized.plan, checkpoint, Rounding(inputs=calibration.inputs), phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
     head = _manifest_head(options, source, traced, dtype)
+    if fused.adapters:
+        head["provenance"]["fused_adapters"] = fused.provenance()
     quality: dict[str, Any] = {}
     if policy.quantizes:
         quality = _measure_quality(options, packings, source, traced, notes, progress)
@@ -156,6 +162,15 @@ def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> tuple[Gra
     if debug_level() >= 2:
         _print_calls(plan)
     return graph, plan
+
+
+def _verify_fused(fused: FusedAdapters, checkpoint: Checkpoint, progress: Progress) -> None:
+    """Every merged layer against PEFT's formula."""
+    if fused.adapters:
+        with progress.phase("fuse") as phase:
+            error = fused.verify(checkpoint.read_unedited, phase.update)
+            names = ", ".join(adapter.name for adapter in fused.adapters)
+            phase.detail = f"{len(fused.merges)} layers changed by {names}; largest relative error {error:.2g}"
 
 
 def _calibrate(

@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .errors import FmoError
+from .lora.registry import AdapterRegistry, LoadedAdapter
 from .sampling import InvalidSamplingParams, SamplingParams
 from .structured.mask_feeder import MaskFeeder, Masks, MaskSource
 
@@ -80,6 +81,7 @@ class _Request:
     num_open_samples: int
     masks: list[Masks]
     num_tokens: list[int]
+    adapter: LoadedAdapter | None = None
 
 
 class Engine:
@@ -121,6 +123,8 @@ class Engine:
             ignores_nan=ignores_nan,
             ngram_size=ngram_size,
         )
+        self.adapters = AdapterRegistry(getattr(executor, "core", executor))
+        """LoRA adapters that requests may ask for by name."""
         self._scope_key = secrets.token_bytes(16)
         self._queue_full: type[Exception] = _core.QueueFullError
         self._too_large: type[Exception] = _core.RequestTooLargeError
@@ -148,11 +152,19 @@ class Engine:
         self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
         self._dispatcher.start()
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        constraint: MaskSource | None = None,
+        adapter: str | None = None,
+    ) -> int:
         """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
 
         With a `constraint` no token is sampled that it does not allow; `params` that ask for a format are refused without one.
-        Raises InvalidSamplingParams, RequestTooLarge, QueueFull or EngineStopped; then the sink is never called.
+        `adapter`: the name of a loaded one, None for the base model; it stays in memory until the request has ended.
+        Raises InvalidSamplingParams, RequestTooLarge, QueueFull, EngineStopped or UnknownAdapter; then the sink is never called.
         """
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
         if params.is_constrained and constraint is None:
@@ -161,17 +173,28 @@ class Engine:
         masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
         first_mask = constraint.first_mask if constraint is not None else None
         prompt = [int(token_id) for token_id in prompt_ids]
+        used = self.adapters.acquire(adapter) if adapter is not None else None
+        try:
+            return self._submit(prompt, params, first_mask, _Request(sink, params.n, masks, [0] * len(masks), used))
+        except BaseException:
+            if used is not None:
+                self.adapters.release(used)
+            raise
+
+    def _submit(self, prompt: list[int], params: SamplingParams, first_mask: bytes | None, request: _Request) -> int:
+        scope = self._cache_scope(params.cache_salt, request.adapter)
+        slot = -1 if request.adapter is None else request.adapter.slot
         # Under the lock, so that the dispatcher cannot see an event of a request that is not in the table yet.
         with self._lock:
             try:
-                request_id: int = self._core.submit(prompt, params, first_mask, cache_scope=self._cache_scope(params.cache_salt))
+                request_id: int = self._core.submit(prompt, params, first_mask, cache_scope=scope, adapter_slot=slot)
             except self._queue_full as error:
                 raise self._queue_full_error(str(error)) from None
             except self._too_large as error:
                 raise RequestTooLarge(str(error), where="prompt, max_tokens", hint="shorten one of them") from None
             except self._stopped as error:
                 raise EngineStopped(str(error), hint="send the request again when the server is ready") from None
-            self._requests[request_id] = _Request(sink, params.n, masks, [0] * len(masks))
+            self._requests[request_id] = request
         return request_id
 
     def cancel(self, request_id: int) -> None:
@@ -214,9 +237,9 @@ class Engine:
         error.retry_after_s = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_requests"] / 2 * seconds_per_sample)))
         return error
 
-    def _cache_scope(self, cache_salt: str) -> tuple[int, int]:
-        """128 bits that nobody outside this process can foresee; equal for equal salts."""
-        salt = cache_salt.encode(errors="surrogatepass")
+    def _cache_scope(self, cache_salt: str, adapter: LoadedAdapter | None = None) -> tuple[int, int]:
+        """128 bits that nobody outside this process can foresee; equal for equal salts with the same load of the same adapter."""
+        salt = b"%d:%s" % (0 if adapter is None else adapter.uid, cache_salt.encode(errors="surrogatepass"))
         digest = hashlib.blake2b(salt, digest_size=16, key=self._scope_key, person=b"fmo cache_salt").digest()
         return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
@@ -246,8 +269,11 @@ class Engine:
             if request is None:
                 return
             request.num_open_samples -= num_finished
-            if request.num_open_samples == 0:
+            is_over = request.num_open_samples == 0
+            if is_over:
                 del self._requests[request_id]
+        if is_over and request.adapter is not None:
+            self.adapters.release(request.adapter)
         if request.masks:
             self._ask_for_masks(request_id, request, outputs)
         with _logged(f"the sink of request {request_id}"):

@@ -46,11 +46,11 @@ def locate_weights(paths: Iterable[Path]) -> dict[str, WeightLocation]:
 
 
 def _tensors_of(path: Path) -> dict[str, WeightLocation]:
-    data_start, file_bytes, header = _read_header(path)
+    data_start, file_bytes, header = read_header(path)
     spans: list[tuple[int, int, str]] = []
     for name, entry in header.items():
         if name != "__metadata__":
-            begin, end = _span_of(path, name, entry, file_bytes - data_start)
+            begin, end = span_of(path, name, entry, file_bytes - data_start)
             spans.append((begin, end, name))
     spans.sort()
     position = 0
@@ -72,7 +72,7 @@ def _tensors_of(path: Path) -> dict[str, WeightLocation]:
     return located
 
 
-def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
+def read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
     """(start of the data, size of the file, header)."""
     try:
         file_bytes = path.stat().st_size
@@ -92,7 +92,7 @@ def _read_header(path: Path) -> tuple[int, int, dict[str, Any]]:
     return 8 + length, file_bytes, header
 
 
-def _span_of(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[int, int]:
+def span_of(path: Path, name: str, entry: Any, data_bytes: int) -> tuple[int, int]:
     """Byte range of a tensor inside the data, checked against its dtype and shape."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -108,7 +108,8 @@ class PythonModel {
     const nb::object result = model_.attr("forward")(
         copied_array(batch.input_ids, {num_tokens}), copied_array(batch.position_ids, {num_tokens}),
         copied_array(batch.cu_seqlens, {num_seqs + 1}), copied_array(batch.context_lens, {num_seqs}),
-        copied_array(batch.block_tables, {num_seqs, stride}), copied_array(batch.logit_rows, {num_logits}));
+        copied_array(batch.block_tables, {num_seqs, stride}), copied_array(batch.logit_rows, {num_logits}),
+        *adapter_slots(batch));
     const auto logits = nb::cast<FloatMatrix>(result);
     if (logits.shape(0) != num_logits || static_cast<int64_t>(logits.shape(1)) != vocab_size_) {
       throw std::runtime_error("forward returned " + std::to_string(logits.shape(0)) + " x " +
@@ -117,6 +118,14 @@ class PythonModel {
     }
     logits_.assign(logits.data(), logits.data() + logits.size());
     return {logits_.data(), vocab_size_};
+  }
+
+  // One more argument in steps in which somebody has an adapter.
+  static nb::list adapter_slots(const Batch& batch) {
+    nb::list result;
+    if (batch.adapter_slots != nullptr)
+      result.append(copied_array(batch.adapter_slots, {static_cast<size_t>(batch.num_seqs)}));
+    return result;
   }
 
   nb::handle model_;  // kept alive by the PyEngine
@@ -315,17 +324,18 @@ void bind_engine(nb::module_& m) {
       .def(
           "submit",
           [](PyEngine& self, const TokenIds& prompt, const nb::handle& params_object, const nb::object& first_mask,
-             std::pair<uint64_t, uint64_t> cache_scope) {
+             std::pair<uint64_t, uint64_t> cache_scope, int32_t adapter_slot) {
             SamplingParams params = params_from_python(params_object);
             params.is_constrained = !first_mask.is_none();
             if (params.is_constrained) params.first_mask = mask_from_bytes(nb::cast<nb::bytes>(first_mask));
             const nb::gil_scoped_release release;
-            return self.loop().submit(prompt, std::move(params), {cache_scope.first, cache_scope.second});
+            return self.loop().submit(prompt, std::move(params), {cache_scope.first, cache_scope.second}, adapter_slot);
           },
           nb::arg("prompt_ids"), nb::arg("params"), nb::arg("first_mask") = nb::none(),
-          nb::arg("cache_scope") = std::pair<uint64_t, uint64_t>{0, 0},
+          nb::arg("cache_scope") = std::pair<uint64_t, uint64_t>{0, 0}, nb::arg("adapter_slot") = -1,
           "Queues a request and returns its id. With `first_mask` it is constrained: no token is sampled without a "
-          "mask. `cache_scope`: 128 bits; only equal ones share cached prompts.")
+          "mask. `cache_scope`: 128 bits; only equal ones share cached prompts. `adapter_slot`: "
+          "of the model's adapter, -1 for none; its requests have a cache_scope of their own.")
       .def(
           "set_mask",
           [](PyEngine& self, int64_t id, int32_t sample, int64_t position, const nb::bytes& bits) {

@@ -4,7 +4,9 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -21,6 +23,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 void require_length(const char* name, size_t length, size_t expected) {
@@ -52,7 +55,8 @@ void construct(Executor* self, nb::dict plan, nb::dict weights, int num_threads,
 }
 
 Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_ids, const Ints& cu_seqlens,
-               const Ints& context_lens, const IntTable& block_tables, const Ints& logit_rows) {
+               const Ints& context_lens, const IntTable& block_tables, const Ints& logit_rows,
+               const std::optional<Ints>& adapter_slots) {
   Batch batch;
   batch.num_tokens = to_i32(input_ids.shape(0));
   batch.num_seqs = to_i32(context_lens.shape(0));
@@ -67,6 +71,10 @@ Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_i
   batch.context_lens = context_lens.data();
   batch.block_tables = block_tables.data();
   batch.logit_rows = logit_rows.data();
+  if (adapter_slots.has_value()) {
+    require_length("adapter_slots", adapter_slots->shape(0), context_lens.shape(0));
+    batch.adapter_slots = adapter_slots->data();
+  }
   const size_t rows = logit_rows.shape(0), columns = static_cast<size_t>(executor.vocab_size());
   auto copy = std::make_unique<float[]>(rows * columns);
   {
@@ -90,6 +98,7 @@ nb::dict memory(const Executor& executor) {
   result["arena_bytes"] = use.arena_bytes;
   result["kv_bytes"] = use.kv_bytes;
   result["workspace_bytes"] = use.workspace_bytes;
+  result["adapter_bytes"] = use.adapter_bytes;
   return result;
 }
 
@@ -109,6 +118,33 @@ nb::list calls(const Executor& executor) {
   return result;
 }
 
+// (module, lora_A [rank, in_features], lora_B [out_features, rank], scale)
+using ModuleTuple = std::tuple<std::string, Matrix, Matrix, float>;
+
+void load_adapter(Executor& executor, int32_t slot, const std::vector<ModuleTuple>& given) {
+  std::vector<LoraModule> modules;
+  for (const auto& [name, down, up, scale] : given) {
+    LoraModule module{name,
+                      static_cast<int64_t>(down.shape(0)),
+                      static_cast<int64_t>(down.shape(1)),
+                      static_cast<int64_t>(up.shape(0)),
+                      down.data(),
+                      up.data(),
+                      scale};
+    require_length("lora_B of the adapter", up.shape(1), down.shape(0));
+    modules.push_back(std::move(module));
+  }
+  const nb::gil_scoped_release no_gil;
+  executor.load_adapter(slot, modules);
+}
+
+nb::dict adapter_modules(const Executor& executor) {
+  nb::dict result;
+  for (const auto& [module, in_features, out_features] : executor.adapter_modules())
+    result[module.c_str()] = nb::make_tuple(out_features, in_features);
+  return result;
+}
+
 }  // namespace
 
 void bind_executor(nb::module_& m) {
@@ -121,8 +157,16 @@ void bind_executor(nb::module_& m) {
            nb::arg("kv_dtype") = "f32", nb::arg("isa") = "auto", nb::arg("quantize_activations") = true)
       .def("forward", &forward, nb::arg("input_ids"), nb::arg("position_ids"), nb::arg("cu_seqlens"),
            nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
+           nb::arg("adapter_slots") = nb::none(),
            "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, vocab_size]. One call at a "
            "time.")
+      .def("load_adapter", &load_adapter, nb::arg("slot"), nb::arg("modules"),
+           "Puts an adapter into an empty slot, between two steps. modules: (name, lora_A, lora_B, scale). Raises "
+           "RuntimeError for a module that the plan has no site for, or of another shape; then nothing has changed.")
+      .def("unload_adapter", &Executor::unload_adapter, nb::arg("slot"), nb::call_guard<nb::gil_scoped_release>(),
+           "Empties a slot that no later step names.")
+      .def("adapter_modules", &adapter_modules,
+           "Modules that an adapter can change: name -> (out_features, in_features).")
       .def("copy_block", &Executor::copy_block, nb::arg("source_block"), nb::arg("target_block"))
       .def("memory", &memory, "Bytes by purpose.")
       .def("profile", &Executor::set_profiling, nb::arg("on"),

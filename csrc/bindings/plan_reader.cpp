@@ -144,6 +144,14 @@ CallSpec read_call(nb::handle value, const std::string& where_call) {
   });
   for_each_item(member(value, "outputs", where), where,
                 [&](nb::handle view) { call.outputs.push_back(read_view(view, where)); });
+  const nb::object sites = member_or_none(value, "sites");
+  if (!sites.is_none()) {
+    for_each_item(sites, where, [&](nb::handle site) {
+      const std::vector<int64_t> rows = to_ints(member(site, "rows", where), where);
+      if (rows.size() != 2) throw PlanError("the rows of a site are its first and the one behind its last", where);
+      call.sites.push_back({to_string(member(site, "module", where), where), rows[0], rows[1]});
+    });
+  }
   const nb::object attrs = member(value, "attrs", where);
   if (!nb::isinstance<nb::dict>(attrs)) throw PlanError("attrs is not an object", where);
   for (auto [key, attr] : nb::cast<nb::dict>(attrs)) {

@@ -44,6 +44,7 @@ Engine::Engine(const EngineOptions& options, ForwardFn forward)
   position_ids_.reserve(max_num_tokens);
   cu_seqlens_.reserve(max_num_seqs + 1);
   context_lens_.reserve(max_num_seqs);
+  adapter_slots_.reserve(max_num_seqs);
   logit_rows_.reserve(std::max(max_num_seqs, static_cast<size_t>(options.scheduler.max_num_logits)));
   block_tables_.resize(max_num_seqs * static_cast<size_t>(max_blocks_per_seq_));
   events_.reserve(2 * max_num_seqs);
@@ -57,7 +58,7 @@ int64_t Engine::max_total_len() const {
 }
 
 RequestTable::node_type Engine::make_checked_request(std::span<const int32_t> prompt, SamplingParams params,
-                                                     const CacheScope& cache_scope) const {
+                                                     const CacheScope& cache_scope, int32_t adapter_slot) const {
   check_params(params, options_.vocab_size);
   if (prompt.empty()) throw std::invalid_argument("the prompt has no token, expected at least one");
   for (const int32_t token_id : prompt) {
@@ -75,6 +76,7 @@ RequestTable::node_type Engine::make_checked_request(std::span<const int32_t> pr
   const SchedulerOptions& scheduler = options_.scheduler;
   auto request = make_request(prompt, std::move(params), total_len, scheduler.block_size, scheduler.ngram_size);
   request.mapped()->cache_scope = cache_scope;
+  request.mapped()->adapter_slot = adapter_slot;
   return request;
 }
 
@@ -210,6 +212,7 @@ void Engine::build_batch() {
   input_ids_.clear();
   position_ids_.clear();
   context_lens_.clear();
+  adapter_slots_.clear();
   logit_rows_.clear();
   cu_seqlens_.assign(1, 0);
   for (const Chunk& chunk : chunks_) append_rows(chunk);
@@ -223,6 +226,8 @@ void Engine::build_batch() {
   batch_.block_tables = block_tables_.data();
   batch_.block_table_stride = static_cast<int32_t>(max_blocks_per_seq_);
   batch_.logit_rows = logit_rows_.data();
+  const bool has_adapters = std::ranges::any_of(adapter_slots_, [](int32_t slot) { return slot >= 0; });
+  batch_.adapter_slots = has_adapters ? adapter_slots_.data() : nullptr;
 }
 
 void Engine::append_rows(const Chunk& chunk) {
@@ -230,6 +235,7 @@ void Engine::append_rows(const Chunk& chunk) {
   int32_t* table = block_tables_.data() + static_cast<int64_t>(context_lens_.size()) * max_blocks_per_seq_;
   std::copy(sequence.blocks.begin(), sequence.blocks.end(), table);
   context_lens_.push_back(static_cast<int32_t>(sequence.num_computed));
+  adapter_slots_.push_back(sequence.request->adapter_slot);
   const auto first = sequence.tokens.begin() + sequence.num_computed;
   input_ids_.insert(input_ids_.end(), first, first + chunk.num_tokens);
   const auto guesses = sequence.proposer.proposed().first(static_cast<size_t>(chunk.num_proposed));

@@ -82,7 +82,7 @@ class Engine {
   // Checks prompt and parameters and makes the request. Reads only the options, so any thread may call it.
   // Throws std::invalid_argument or RequestTooLargeError.
   RequestTable::node_type make_checked_request(std::span<const int32_t> prompt, SamplingParams params,
-                                               const CacheScope& cache_scope) const;
+                                               const CacheScope& cache_scope, int32_t adapter_slot = -1) const;
   // Prompt + output of the largest request that fits.
   int64_t max_total_len() const;
 
@@ -137,6 +137,7 @@ class Engine {
   std::span<const Chunk> chunks_;
   Batch batch_;
   std::vector<int32_t> input_ids_, position_ids_, cu_seqlens_, context_lens_, block_tables_, logit_rows_;
+  std::vector<int32_t> adapter_slots_;
   int64_t max_blocks_per_seq_ = 0;
   LogitsView logits_;
   std::string forward_error_;

@@ -64,7 +64,8 @@ struct Request {
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
   int64_t max_total_len = 0;  // prompt + output at which a sample ends
-  CacheScope cache_scope;     // with whom its blocks may be shared
+  CacheScope cache_scope;     // with whom its blocks may be shared; requests of different adapters never have the same
+  int32_t adapter_slot = -1;  // of the model; -1: the base model
   std::vector<Sequence> samples;
   int64_t num_open_samples = 0;
   int64_t num_waiting_samples = 0;

@@ -39,9 +39,10 @@ StepLoop::~StepLoop() {
   ::close(event_fd_);
 }
 
-int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope) {
+int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope,
+                         int32_t adapter_slot) {
   // The checks and the copies are done before the lock is taken.
-  auto request = engine_.make_checked_request(prompt, std::move(params), cache_scope);
+  auto request = engine_.make_checked_request(prompt, std::move(params), cache_scope, adapter_slot);
   const std::lock_guard lock(mailbox_mutex_);
   if (is_closed_) throw EngineStoppedError("the engine is shutting down and takes no more requests");
   if (num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size()) >= max_queue_len_) {

@@ -58,7 +58,9 @@ class StepLoop {
 
   // Returns the request's id, from 1 upwards in order of arrival.
   // Throws std::invalid_argument, RequestTooLargeError, QueueFullError or EngineStoppedError; then nothing was queued.
-  int64_t submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope = {});
+  // `adapter_slot`: of the model, filled until the request has ended; `cache_scope` must be that adapter's own.
+  int64_t submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope = {},
+                 int32_t adapter_slot = -1);
   void cancel(int64_t request_id);
   void cancel_sample(int64_t request_id, int32_t sample_idx);
   void fail_sample(int64_t request_id, int32_t sample_idx, std::string error);

@@ -24,7 +24,8 @@ struct Batch {
   const int32_t* context_lens = nullptr;  // [num_seqs] tokens already in the KV cache
   const int32_t* block_tables = nullptr;  // [num_seqs, block_table_stride]
   int32_t block_table_stride = 0;
-  const int32_t* logit_rows = nullptr;  // [num_logits] rows of this batch, in the order of the logits
+  const int32_t* logit_rows = nullptr;     // [num_logits] rows of this batch, in the order of the logits
+  const int32_t* adapter_slots = nullptr;  // [num_seqs] slot of each sequence's adapter or -1; null: nobody has one
 };
 
 }  // namespace fmo

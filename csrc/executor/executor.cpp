@@ -69,6 +69,9 @@ struct Executor::Impl final : Storage {
   const WeightSpec& weight_spec(const std::string& name, const std::string& where) const override;
   const WeightPointers& weight_pointers_of(const std::string& name) const override { return weight_pointers.at(name); }
   bool quantize_activations() const override { return options.quantize_activations; }
+  LoraCall* lora_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, const std::string& where) override {
+    return lora.add_call(call, N, K, row_dim, isa, where);
+  }
   int64_t max_rows(RowDim row_dim) const override {
     if (row_dim == RowDim::none) return 1;
     return row_dim == RowDim::num_tokens ? options.max_num_tokens : options.max_num_logits;
@@ -108,6 +111,7 @@ struct Executor::Impl final : Storage {
   std::vector<int32_t> input_ids, position_ids, logit_rows;
   std::vector<std::unique_ptr<Tensor>> tensors;
   std::vector<RowAxis> row_axes;
+  Lora lora;
   std::vector<BoundCall> bound_calls;
   PageBuffer shared_workspace, thread_workspaces;
   int64_t thread_workspace_bytes = 0;
@@ -115,14 +119,15 @@ struct Executor::Impl final : Storage {
   StepFailure failure;
   std::array<std::atomic<int64_t>, 4> tickets{};
   bool profiling = false;
-  std::mutex forward_mutex;
+  std::mutex forward_mutex, adapter_mutex;  // adapter_mutex: one adapter is loaded or unloaded at a time
 };
 
 Executor::Impl::Impl(const PlanSpec& plan_spec, const ExecutorOptions& given)
     : plan(plan_spec),
       options(given),
       isa(resolve_isa(given.isa)),
-      pool(given.num_threads > 0 ? std::min(given.num_threads, kMaxThreads) : usable_threads()) {
+      pool(given.num_threads > 0 ? std::min(given.num_threads, kMaxThreads) : usable_threads()),
+      lora(given.max_num_tokens, given.max_num_logits) {
   check_options();
   map_weights();
   place_arenas();
@@ -460,6 +465,7 @@ void Executor::forward(const Batch& batch) {
   const std::lock_guard one_at_a_time(impl.forward_mutex);
   impl.start_step(batch);
   const Step step{&batch,
+                  impl.lora.start_step(batch),
                   &impl.pool,
                   impl.pool.num_threads(),
                   impl.shared_workspace.data(),
@@ -489,6 +495,21 @@ void Executor::copy_block(int32_t source_block, int32_t target_block) {
   }
 }
 
+void Executor::load_adapter(int32_t slot, std::span<const LoraModule> modules) {
+  const std::lock_guard one_at_a_time(impl_->adapter_mutex);
+  Lora::Packed packed = impl_->lora.pack(modules);
+  const std::lock_guard between_steps(impl_->forward_mutex);
+  impl_->lora.install(slot, std::move(packed));
+}
+
+void Executor::unload_adapter(int32_t slot) {
+  const std::lock_guard one_at_a_time(impl_->adapter_mutex);
+  const std::lock_guard between_steps(impl_->forward_mutex);
+  impl_->lora.remove(slot);
+}
+
+std::vector<Lora::ModuleShape> Executor::adapter_modules() const { return impl_->lora.modules(); }
+
 int64_t Executor::vocab_size() const { return impl_->plan.vocab_size; }
 int64_t Executor::max_context_len() const { return impl_->plan.max_context_len; }
 int64_t Executor::max_num_tokens() const { return impl_->options.max_num_tokens; }
@@ -509,6 +530,7 @@ MemoryUse Executor::memory() const {
   for (const auto& [name, wide] : impl_->widened_weights) use.widened_bytes += wide.size();
   for (const PageBuffer& arena : impl_->arenas) use.arena_bytes += arena.size();
   use.kv_bytes = impl_->kv_memory.size();
+  use.adapter_bytes = impl_->lora.num_bytes();
   use.workspace_bytes = impl_->shared_workspace.size() + impl_->thread_workspaces.size();
   return use;
 }
@@ -541,6 +563,7 @@ std::vector<std::string> kernel_names() {
   }
   for (const char* dtype : {"f32", "bf16", "f16"}) names.push_back(std::string("embedding.cpu.") + dtype);
   names.emplace_back("rope.cpu");
+  for (Isa isa : isas) names.push_back(std::string("lora.cpu.") + isa_name(isa));
   for (const std::string& op : op_names()) {
     if (op.starts_with("tensor.") || op.starts_with("reduce.")) names.push_back(op.substr(op.find('.') + 1) + ".cpu");
   }

@@ -16,6 +16,7 @@
 
 #include "base/dtype.h"
 #include "executor/batch.h"
+#include "executor/lora.h"
 #include "executor/plan.h"
 
 namespace fmo {
@@ -36,6 +37,7 @@ struct MemoryUse {
   int64_t arena_bytes = 0;
   int64_t kv_bytes = 0;
   int64_t workspace_bytes = 0;
+  int64_t adapter_bytes = 0;
 };
 
 // What one call of the plan is bound to; times only while profiling.
@@ -60,6 +62,12 @@ class Executor {
 
   // Copies the KV of one block to another in every layer (copy on write). Not during a forward.
   void copy_block(int32_t source_block, int32_t target_block);
+
+  // Adapters, see lora.h: `load_adapter` packs beside the running steps and installs between two of them. A slot may be
+  // emptied when no later batch names it. Both throw Error and change nothing.
+  void load_adapter(int32_t slot, std::span<const LoraModule> modules);
+  void unload_adapter(int32_t slot);
+  std::vector<Lora::ModuleShape> adapter_modules() const;  // what an adapter can change
 
   int64_t vocab_size() const;
   int64_t max_context_len() const;

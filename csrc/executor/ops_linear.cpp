@@ -3,6 +3,7 @@
 // bits. Where the kernel wants x in its own form, all threads write that together, once per call.
 #include <algorithm>
 
+#include "executor/lora.h"
 #include "executor/ops.h"
 #include "executor/packed_linear.h"
 
@@ -69,6 +70,33 @@ void run_in_chunks(const PackedLinear& layer, const LinearRows& job, const Step&
   }
 }
 
+// The product of the base weight, for all rows.
+void run_base(const PackedLinear& layer, const Tensor& x, const Tensor& y, const float* bias, const Step& step,
+              int thread) {
+  const RowGroups groups = row_groups(x, y);
+  for (int64_t group = 0; group < groups.outer; ++group) {
+    const RowSource source{x.as<const float>() + group * groups.x_outer, groups.x_inner, nullptr};
+    float* target = y.as<float>() + group * groups.y_outer;
+    const LinearRows job{source, groups.inner, bias, target, groups.y_inner};
+    const bool at_once = groups.outer == 1 && groups.inner <= kMaxPackedRows;
+    (at_once ? run_at_once : run_in_chunks)(layer, job, step, thread, step.shared_workspace);
+  }
+}
+
+// The base product, and what adapters add to some rows of it. A row of rank 3 is `dim(1)` vectors, one after the other.
+void run_with_adapters(const PackedLinear& layer, const LoraCall& lora, const Tensor& x, const Tensor& y,
+                       const float* bias, const Step& step, int thread) {
+  const int64_t num_vectors = x.rank == 2 ? 1 : x.dim(1);
+  for (int64_t i = 0; i < num_vectors; ++i) {
+    const int64_t x_offset = x.rank == 2 ? 0 : i * x.stride(1), y_offset = x.rank == 2 ? 0 : i * y.stride(1);
+    if (i > 0) step.barrier();
+    lora.shrink(*step.lora, x.as<const float>() + x_offset, x.stride(0), thread, step.num_threads);
+    if (i == 0) run_base(layer, x, y, bias, step, thread);
+    step.barrier();
+    lora.expand(*step.lora, y.as<float>() + y_offset, y.stride(0), thread, step.num_threads);
+  }
+}
+
 }  // namespace
 
 BoundOp bind_linear(Binder& binder) {
@@ -89,16 +117,12 @@ BoundOp bind_linear(Binder& binder) {
                            "] does not give " + describe(*y));
   const int64_t max_rows = std::min(binder.max_rows(*x, 0, x->rank - 1), kMaxPackedRows);
   binder.need_workspace(layer.rows_bytes(max_rows), 0);
+  const LoraCall* lora = binder.lora_call(N, K, x->row_dim(0));
   return {"linear.cpu." + layer.kernel_suffix(), [=](const Step& step, int thread) {
-            const RowGroups groups = row_groups(*x, *y);
-            if (groups.outer == 0 || groups.inner == 0) return;
-            for (int64_t group = 0; group < groups.outer; ++group) {
-              const RowSource source{x->as<const float>() + group * groups.x_outer, groups.x_inner, nullptr};
-              float* target = y->as<float>() + group * groups.y_outer;
-              const LinearRows job{source, groups.inner, bias, target, groups.y_inner};
-              const bool at_once = groups.outer == 1 && groups.inner <= kMaxPackedRows;
-              (at_once ? run_at_once : run_in_chunks)(layer, job, step, thread, step.shared_workspace);
-            }
+            if (x->count(0, x->rank - 1) == 0) return;
+            if (lora != nullptr && step.lora != nullptr && lora->is_in(*step.lora))
+              return run_with_adapters(layer, *lora, *x, *y, bias, step, thread);
+            run_base(layer, *x, *y, bias, step, thread);
           }};
 }
 

@@ -49,12 +49,19 @@ struct EwStatement {
 
 using Attr = std::variant<bool, int64_t, double, std::string, std::vector<int64_t>>;
 
+// Columns `begin` to `end` of the product of a linear layer are the output of `module` of the checkpoint.
+struct SiteSpec {
+  std::string module;
+  int64_t begin = 0, end = 0;
+};
+
 struct CallSpec {
   std::string op;
   std::vector<std::optional<ViewSpec>> inputs;  // absent operands are null
   std::vector<ViewSpec> outputs;
   std::map<std::string, Attr> attrs;
   std::vector<EwStatement> code;  // `ew.program`
+  std::vector<SiteSpec> sites;    // `nn.linear`
   int64_t layer = -1;
   std::string source;
 };

@@ -23,8 +23,11 @@ struct StepFailure {
   }
 };
 
+struct LoraStep;
+
 struct Step {
   const Batch* batch = nullptr;
+  const LoraStep* lora = nullptr;  // null: no row has an adapter
   ThreadPool* pool = nullptr;
   int num_threads = 1;
   char* shared_workspace = nullptr;   // one for all threads, of the size that the call asked for

@@ -35,6 +35,13 @@ MIN_PROBE_TOKENS = 320  # five blocks of positions: fewer have no interval
     "that matches wins.",
 )
 @click.option(
+    "--fuse-lora",
+    "fuse_lora",
+    metavar="PATH[:SCALE]",
+    multiple=True,
+    help="Merge a PEFT LoRA adapter (folder or hub id) into the weights before anything else, at SCALE times its own strength. Repeatable.",
+)
+@click.option(
     "--max-kl", type=click.FloatRange(min=0), metavar="NATS", help="Refuse a mean KL divergence per token above this. Needs --quantize."
 )
 @click.option("--max-ppl-drift", type=click.FloatRange(min=0), metavar="PERCENT", help="Refuse a perplexity that rises by more than this.")
@@ -67,6 +74,7 @@ def compile_(
     dtype: str | None,
     quantize: str | None,
     quantize_layers: tuple[str, ...],
+    fuse_lora: tuple[str, ...],
     max_kl: float | None,
     max_ppl_drift: float | None,
     min_top1: float | None,
@@ -107,6 +115,7 @@ def compile_(
         dtype=dtype,
         quantize=quantize,
         quantize_layers=quantize_layers,
+        fuse_lora=fuse_lora,
         target=target,
         max_context_len=max_context,
         name=name,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from .trace import TracedModel
 
 MAX_NAMES_SHOWN = 3
 MOVING_OPERATIONS = frozenset({"MergeModulelist", "SplitModulelist", "Concatenate", "Chunk", "Split", "Transpose", "Interleave"})
+Edit = Callable[[np.ndarray], np.ndarray]
 CONFIG_HINT = "config.json and the weights belong to different models, or the download is incomplete"
 
 
@@ -40,10 +41,11 @@ class _Recipe:
 
 
 class Checkpoint:
-    """The weights of `traced`, which was traced from `source`."""
+    """The weights of `traced`, which was traced from `source`. `edits`: what is done to parameters when they are read (merged adapters)."""
 
-    def __init__(self, source: ModelSource, traced: TracedModel) -> None:
+    def __init__(self, source: ModelSource, traced: TracedModel, edits: Mapping[str, Edit] | None = None) -> None:
         self._traced = traced
+        self.edits = dict(edits or {})
         self._folder = source.folder
         self.entries = _all_entries(source)
         self._recipes, self._unread = _plan_recipes(self.entries, traced)
@@ -52,7 +54,13 @@ class Checkpoint:
             self._aliases.setdefault(name, []).append(alias)
 
     def read(self, param_name: str) -> np.ndarray:
-        """The parameter as float32, of the shape that the graph has. Holds the tensors that make it, nothing else."""
+        """The parameter as float32, of the shape that the graph has, edited."""
+        array = self.read_unedited(param_name)
+        edit = self.edits.get(param_name)
+        return array if edit is None else edit(array)
+
+    def read_unedited(self, param_name: str) -> np.ndarray:
+        """The parameter as the checkpoint has it. Holds the tensors that make it, nothing else."""
         stored = self._stored_names(param_name)
         array = self._make(stored[0])
         self._require_shape(param_name, stored[0], tuple(array.shape))

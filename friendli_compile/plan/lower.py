@@ -17,6 +17,7 @@ from . import views
 from .allocate import Life
 from .model import ALIGNMENT, FIXED_ARENA, ITEM_BYTES, ROW_DIMS, Call, Dims, KvLayer, View
 from .operands import ANY, DENSE, IMPLIED_ATTRS, MATRIX, OPERANDS, ROWS, TABLE, requirement
+from .sites import Site
 from .views import Strided
 from .weights import WeightTable
 
@@ -153,7 +154,8 @@ class Lowering:
             x_view = self._reshaped(x_place, self._kernel_dims(x.dims)).view()
             out = self._reshaped(out, self._kernel_dims(node.output.dims))
         bias_view = None if bias is None else self._operand(bias, requirement("nn.linear", 2), node)
-        self._emit("nn.linear", [x_view, w_view, bias_view], [out.view()], self._activation_attrs([w_view]), node)
+        sites = self.weights.sites(w, node) if _row_dim(x.dims) else ()
+        self._emit("nn.linear", [x_view, w_view, bias_view], [out.view()], self._activation_attrs([w_view]), node, sites)
 
     def _experts(self, node: Node) -> None:
         self._call(node, self._activation_attrs([self.weights.view(w, MATRIX, node) for w in node.inputs[3:5] if w is not None]))
@@ -259,13 +261,21 @@ class Lowering:
     def _emit_copy(self, source: View, target: View, node: Node) -> None:
         self._emit("tensor.copy", [source], [target], {}, node)
 
-    def _emit(self, op: str, inputs: Sequence[View | None], outputs: Sequence[View], attrs: Mapping[str, Any], node: Node) -> None:
+    def _emit(
+        self,
+        op: str,
+        inputs: Sequence[View | None],
+        outputs: Sequence[View],
+        attrs: Mapping[str, Any],
+        node: Node,
+        sites: tuple[Site, ...] = (),
+    ) -> None:
         for view in (*inputs, *outputs):
             if view is not None and view.space == "buffer":
                 assert isinstance(view.id, int)
                 self.lives[view.id].dies = len(self.calls)
         module = node.source.module
-        self.calls.append(Call(op, tuple(inputs), tuple(outputs), dict(attrs), layer_of(module), module))
+        self.calls.append(Call(op, tuple(inputs), tuple(outputs), dict(attrs), layer_of(module), module, sites))
 
     def _require_row_dim_kept(self, x: Value, node: Node) -> None:
         if _row_dim(x.dims) != _row_dim(node.output.dims):

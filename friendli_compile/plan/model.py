@@ -15,6 +15,7 @@ from ..quantize.schemes import Format
 
 if TYPE_CHECKING:
     from .expression import Expression
+    from .sites import Site
 
 SCHEMA_VERSION = 1
 ROW_DIMS = ("num_tokens", "num_logits")  # each has an arena whose size grows with the rows of a step
@@ -63,7 +64,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One kernel call; `layer` is the decoder layer that it belongs to, None outside of them."""
+    """One kernel call; `layer` is the decoder layer that it belongs to, None outside of them. `sites`: of a linear layer (sites.py)."""
 
     op: str
     inputs: tuple[View | None, ...]
@@ -71,9 +72,10 @@ class Call:
     attrs: Mapping[str, Any]
     layer: int | None
     source: str
+    sites: tuple[Site, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        return {
+        entry = {
             "op": self.op,
             "inputs": [None if view is None else view.to_json() for view in self.inputs],
             "outputs": [view.to_json() for view in self.outputs],
@@ -81,6 +83,7 @@ class Call:
             "layer": self.layer,
             "source": self.source,
         }
+        return entry | ({"sites": [site.to_json() for site in self.sites]} if self.sites else {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from ..quantize.schemes import Format
 from .expression import Expression, expression_of, find_static_values, readable_name
 from .model import View, WeightSpec
 from .operands import MATRIX, TABLE, VECTOR
+from .sites import Site, sites_of
 from .views import contiguous_strides
 
 
@@ -72,6 +73,10 @@ class WeightTable:
     def format_of(self, view: View) -> Format | None:
         """The format of the quantized weight behind a view; None for any other view."""
         return self._formats.get(str(view.id)) if view.space == "weight" else None
+
+    def sites(self, value: Value, node: Node) -> tuple[Site, ...]:
+        """Which rows of the product of the linear layer `node` with the static matrix `value` are which module's."""
+        return sites_of(self._expression(value), node.source.module)
 
     def require_all_formats_used(self) -> None:
         """Raises InternalError when a format was given for a weight that the plan does not have: it would stay unquantized in silence."""

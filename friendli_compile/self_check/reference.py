@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from .stored_params import StoredParams
 NO_CHECK_HINT = "--no-self-check writes the artifact unchecked and says so in it"
 TracedParamName = str
 ReadParam = Callable[[TracedParamName], np.ndarray]
+Edit = Callable[[np.ndarray], np.ndarray]  # what is done to a parameter before anything reads it
 Observer = Callable[[str, torch.Tensor], None]  # (module path, its output)
 
 
@@ -39,9 +40,14 @@ def attention_implementation(config: PreTrainedConfig) -> str:
 
 
 def load_reference(
-    folder: Path, traced: TracedModel, rounded_params: Iterable[str], stored_params: StoredParams | None = None
+    folder: Path,
+    traced: TracedModel,
+    rounded_params: Iterable[str],
+    stored_params: StoredParams | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> PreTrainedModel:
-    """The model of `folder` in float32, with the named parameters rounded to bf16, and quantized ones as the artifact stores them.
+    """The model of `folder` in float32, with `edits` done, the named parameters rounded to bf16, and quantized ones as the artifact
+    stores them.
 
     Raises SelfCheckFailed where the artifact stores other values than the checkpoint."""
     with _explained("load"), quiet():
@@ -55,6 +61,8 @@ def load_reference(
     _prepare(model, traced)
     tensors = dict(_named_tensors(model))
     with torch.no_grad():
+        for name, edit in (edits or {}).items():
+            tensors[name].copy_(torch.from_numpy(edit(tensors[name].numpy())))
         for name in rounded_params:
             tensors[name].copy_(tensors[name].to(torch.bfloat16))
         if stored_params is not None:

@@ -58,7 +58,7 @@ def run_self_check(
         twin = _check_twin(traced, dtype, policy or Policy())
     rest = _scaled(progress, TWIN_SHARE if twin else 0.0)
     if is_whole:
-        outcome = check_whole_model("the artifact", model, source.folder, traced, probes, rest)
+        outcome = check_whole_model("the artifact", model, source.folder, traced, probes, rest, checkpoint.edits)
         layers: list[LayerError] = []
     else:
         outcome, layers = check_streamed(model, traced, checkpoint.read, probes, rest)

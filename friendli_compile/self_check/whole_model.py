@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .compare import Comparison, compare_logits, tolerance_for
 from .failure import as_rows, describe_layer, failure, first_difference, first_wrong_module, not_runnable, rows_to_look_at
 from .layer_outputs import layer_errors
 from .probes import Probes
-from .reference import decoder_layers, load_reference, observed, reference_logits, reference_logits_batch
+from .reference import Edit, decoder_layers, load_reference, observed, reference_logits, reference_logits_batch
 from .stability import chooses, excused_rows
 
 Progress = Callable[[str, float], None]
@@ -37,12 +37,19 @@ class Outcome:
 
 
 def check_whole_model(
-    name: str, model: PackedModel, checkpoint_dir: Path, traced: TracedModel, probes: Probes, progress: Progress | None = None
+    name: str,
+    model: PackedModel,
+    checkpoint_dir: Path,
+    traced: TracedModel,
+    probes: Probes,
+    progress: Progress | None = None,
+    edits: Mapping[str, Edit] | None = None,
 ) -> Outcome:
-    """Compares the artifact with the model in `checkpoint_dir`; `name` says which artifact it is. Raises SelfCheckFailed."""
+    """Compares the artifact with the model in `checkpoint_dir`, whose parameters are edited first (merged adapters); `name` says which
+    artifact it is. Raises SelfCheckFailed."""
     progress = progress or (lambda what, fraction: None)
     progress("the model in transformers", 0.0)
-    reference = load_reference(checkpoint_dir, traced, model.rounded_params, model.stored_params)
+    reference = load_reference(checkpoint_dir, traced, model.rounded_params, model.stored_params, edits)
     expected = [reference_logits(reference, tokens) for tokens in probes.tokens]
     ours = run_or_fail(name, model, probes, lambda done, of: progress("the artifact", 0.5 + 0.5 * done / of))
     comparison = compare_sequences(ours, expected)

@@ -1,0 +1,1 @@
+"""LoRA adapters on the compile side: `--fuse-lora` merges them into the checkpoint before anything else reads it."""
