@@ -12,7 +12,7 @@ use one LLM at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -77,6 +77,7 @@ class _Request:
     params: SamplingParams
     samples: list[_Sample]
     constraint: Constraint | None = None
+    adapter: str | None = None
     request_id: int | None = None
 
     @property
@@ -88,7 +89,9 @@ _Arrivals = SimpleQueue[tuple[int, list[TokenOutput]]]
 
 
 class LLM:
-    """An artifact, opened and running until `close`. Raises ArtifactError and its kinds, ConfigError."""
+    """An artifact, opened and running until `close`. Raises ArtifactError and its kinds, ConfigError, AdapterError.
+
+    `adapters`: LoRA adapters in PEFT's format, name → folder or hub id; `adapter` of a call chooses one, None is the base model."""
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class LLM:
         ngram_size: int = 3,
         add_special_tokens: bool = True,
         skip_special_tokens: bool = True,
+        adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         options = EngineOptions(
             num_threads=num_threads,
@@ -112,6 +116,7 @@ class LLM:
             kv_dtype=kv_dtype,
             has_prefix_cache=has_prefix_cache,
             ngram_size=ngram_size,
+            adapters={name: str(path) for name, path in (adapters or {}).items()},
         )
         text = TextOptions(add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
         self._loaded = open_model(artifact, options, text)
@@ -140,38 +145,68 @@ class LLM:
     def has_chat_template(self) -> bool:
         return self._loaded.chat_template is not None
 
-    def generate(
-        self, prompts: Prompt | Sequence[str] | Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> list[RequestOutput]:
-        """One output per prompt, in order. `params`: one for all prompts, or one for each.
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the loaded ones."""
+        return [adapter.name for adapter in self._loaded.engine.adapters.loaded()]
 
-        Raises InvalidSamplingParams, RequestTooLarge, GenerationError; then nothing of the call keeps running.
+    def load_adapter(self, name: str, path: str | Path) -> None:
+        """Loads one beside whatever runs. Raises AdapterError."""
+        self._loaded.engine.adapters.load(name, str(path))
+
+    def unload_adapter(self, name: str) -> None:
+        """Takes it from later calls; those that run with it end as they would. Raises UnknownAdapter."""
+        self._loaded.engine.adapters.unload(name)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        adapter: str | Sequence[str | None] | None = None,
+    ) -> list[RequestOutput]:
+        """One output per prompt, in order. `params`, `adapter`: one for all prompts, or one for each.
+
+        Raises InvalidSamplingParams, RequestTooLarge, GenerationError, UnknownAdapter; then nothing of the call keeps running.
         """
         listed = _prompt_list(prompts)
         each = [params or SamplingParams()] * len(listed) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(listed):
             raise ValueError(f"{len(listed)} prompts but {len(each)} SamplingParams; give one, or one per prompt")
-        requests = [self._request(prompt, one) for prompt, one in zip(listed, each, strict=True)]
+        names = [adapter] * len(listed) if adapter is None or isinstance(adapter, str) else list(adapter)
+        if len(names) != len(listed):
+            raise ValueError(f"{len(listed)} prompts but {len(names)} adapters; give one, or one per prompt")
+        requests = [self._request(prompt, one, name) for prompt, one, name in zip(listed, each, names, strict=True)]
         for _ in self._run(requests):
             pass
         return [_output(request) for request in requests]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None, *, adapter: str | None = None) -> Iterator[TextDelta]:
         """What each step adds to the answer. The last delta of a sample has a `finish_reason`; leaving the loop early cancels the rest."""
-        for _, delta in self._run([self._request(prompt, params or SamplingParams())]):
+        for _, delta in self._run([self._request(prompt, params or SamplingParams(), adapter)]):
             yield delta
 
     def chat(
-        self, messages: list[dict[str, Any]], params: SamplingParams | None = None, *, template_variables: dict[str, Any] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        template_variables: dict[str, Any] | None = None,
+        adapter: str | None = None,
     ) -> RequestOutput:
         """The assistant's answer to a conversation of `{"role", "content"}` messages."""
-        return self.generate(self.chat_prompt(messages, template_variables=template_variables), params)[0]
+        prompt = self.chat_prompt(messages, template_variables=template_variables, adapter=adapter)
+        return self.generate(prompt, params, adapter=adapter)[0]
 
-    def chat_prompt(self, messages: list[dict[str, Any]], *, template_variables: dict[str, Any] | None = None) -> list[int]:
-        """Token ids of the conversation, up to the assistant's turn. Raises ConfigError without a template, ChatTemplateError."""
+    def chat_prompt(
+        self, messages: list[dict[str, Any]], *, template_variables: dict[str, Any] | None = None, adapter: str | None = None
+    ) -> list[int]:
+        """Token ids of the conversation, up to the assistant's turn, by the adapter's template where it has one.
+
+        Raises ConfigError without a template, ChatTemplateError, UnknownAdapter."""
         from .tokenizer.chat_template import encode_chat
 
-        template = self._loaded.chat_template
+        template = self._loaded.chat_template_for(None if adapter is None else self._loaded.engine.adapters.get(adapter))
         if template is None:
             raise ConfigError(
                 "the model has no chat template", where=str(self._loaded.artifact.folder), hint="use `generate` with a plain prompt"
@@ -188,7 +223,7 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> _Request:
+    def _request(self, prompt: Prompt, params: SamplingParams, adapter: str | None = None) -> _Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if params.stop and self._loaded.tokenizer is None:
             raise InvalidSamplingParams("stop", params.stop, "no stop strings", "the artifact has no tokenizer; use stop_token_ids")
@@ -198,7 +233,7 @@ class LLM:
         constraint = self._constraint(params)
         accepts = constraint.accepts if constraint is not None else None
         samples = [_Sample(SampleText(self._loaded.tokenizer, token_ids, params, eos_ids, accepts)) for _ in range(params.n)]
-        return _Request(prompt, token_ids, params, samples, constraint)
+        return _Request(prompt, token_ids, params, samples, constraint, adapter)
 
     def _constraint(self, params: SamplingParams) -> Constraint | None:
         try:
@@ -240,7 +275,7 @@ class LLM:
 
     def _submit(self, request: _Request, request_idx: int, arrivals: _Arrivals) -> None:
         request.request_id = self._loaded.engine.submit(
-            request.token_ids, request.params, lambda outputs: arrivals.put((request_idx, outputs)), request.constraint
+            request.token_ids, request.params, lambda outputs: arrivals.put((request_idx, outputs)), request.constraint, request.adapter
         )
 
     def _push(self, request: _Request, output: TokenOutput) -> TextDelta | None:

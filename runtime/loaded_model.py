@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from .engine import Engine
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .lora.registry import LoadedAdapter
     from .tokenizer.chat_template import ChatTemplate
     from .tokenizer.tokenizer import Tokenizer
 
@@ -40,6 +41,7 @@ class EngineOptions:
     `ngram_size`: tokens that are guessed ahead from what a sequence has said before; 0: none.
     `ignores_nan`: scores that are no numbers never end a request with an error.
     `has_prefix_cache`: computed prompts are kept and shared between requests that begin alike.
+    `adapters`: LoRA adapters to load, name → folder or hub id.
     `kv_cache_bytes` None: as much as `max_num_seqs` full contexts need, within FREE_MEMORY_SHARE. `kv_dtype` None: that of the artifact.
     """
 
@@ -52,6 +54,7 @@ class EngineOptions:
     has_prefix_cache: bool = True
     ignores_nan: bool = False
     ngram_size: int = 3
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +80,16 @@ class LoadedModel:
     def eos_token_ids(self) -> tuple[int, ...]:
         return self.artifact.eos_token_ids
 
+    def chat_template_for(self, adapter: LoadedAdapter | None) -> ChatTemplate | None:
+        """The adapter's own where it has one."""
+        return self.chat_template if adapter is None or adapter.chat_template is None else adapter.chat_template
+
     def close(self, drain_s: float = 0.0) -> None:
         self.engine.shutdown(drain_s)
 
 
 def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None] | None = None) -> LoadedModel:
-    """Opens, checks and starts. Raises ArtifactError and its kinds, ConfigError."""
+    """Opens, checks and starts. Raises ArtifactError and its kinds, ConfigError, AdapterError."""
     artifact = Artifact.open(path)
     verification = artifact.start_verification()
     num_blocks = num_kv_blocks(artifact, options)
@@ -91,9 +98,20 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_b
         engine = _open_engine(artifact, options, num_blocks, on_batch_end)
         tokenizer, template = texts.result()
     verification.wait()
+    _load_adapters(engine, artifact.name, tokenizer, options.adapters)
     engine.start()
     block_bytes = kv_block_bytes(artifact, options.kv_dtype or artifact.kv_dtype)
     return LoadedModel(artifact, engine, tokenizer, template, num_blocks * BLOCK_SIZE, num_blocks * block_bytes)
+
+
+def _load_adapters(engine: Engine, model_name: str, tokenizer: Tokenizer | None, adapters: Mapping[str, str]) -> None:
+    if tokenizer is not None:
+        from .tokenizer.chat_template import load_chat_template
+
+        engine.adapters.read_template = lambda folder: load_chat_template(folder, tokenizer)
+    engine.adapters.reserve(model_name)
+    for name, path in adapters.items():
+        engine.adapters.load(name, path)
 
 
 def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | None, ChatTemplate | None]:

@@ -11,7 +11,7 @@ takes part in the scope of the prefix cache: an adapter never finds the blocks o
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,10 @@ from .config import AdapterError
 from .source import find_adapter, require_name
 
 if TYPE_CHECKING:
+    from ..tokenizer.chat_template import ChatTemplate
     from .adapter import Adapter
+
+TemplateReader = Callable[[Path], "ChatTemplate | None"]
 
 MAX_ADAPTERS = 1024
 
@@ -42,21 +45,27 @@ class LoadedAdapter:
     num_modules: int
     max_rank: int
     sha256: str
+    chat_template: ChatTemplate | None  # its own; None: that of the base model
     num_users: int = 0
     is_leaving: bool = False
 
 
 class AdapterRegistry:
-    """`core`: the `_core.Executor` that runs the adapters. `reserved`: names that no adapter may have (the model's own)."""
+    """`core`: the `_core.Executor` that runs the adapters. `read_template` reads the chat template of an adapter's folder."""
 
-    def __init__(self, core: Any, reserved: Iterable[str] = ()) -> None:
+    def __init__(self, core: Any) -> None:
+        self.read_template: TemplateReader = lambda folder: None
         self._core = core
-        self._reserved = set(reserved)
+        self._reserved: set[str] = set()
         self._by_name: dict[str, LoadedAdapter] = {}
         self._taken_slots: set[int] = set()
         self._next_uid = 1  # 0: the base model
         self._lock = threading.Lock()
         self._load_lock = threading.Lock()  # one load at a time; names and counts stay readable meanwhile
+
+    def reserve(self, name: str) -> None:
+        """No adapter may be called so: it is the name of the model."""
+        self._reserved.add(name)
 
     def load(self, name: str, path: str) -> LoadedAdapter:
         """Raises AdapterError: a bad or taken name, a folder that cannot be read, modules that the artifact does not have."""
@@ -66,7 +75,7 @@ class AdapterRegistry:
         with self._load_lock:
             self._require_free(name)
             folder = find_adapter(path)
-            adapter = Adapter.load(folder)
+            adapter, template = Adapter.load(folder), self.read_template(folder)
             slot = next(slot for slot in range(MAX_ADAPTERS + 1) if slot not in self._taken_slots)
             if slot == MAX_ADAPTERS:
                 raise AdapterError(f"{MAX_ADAPTERS} adapters are loaded", where=name, hint="unload one first")
@@ -81,6 +90,7 @@ class AdapterRegistry:
                     len(adapter.modules),
                     max(p.rank for p in adapter.modules.values()),
                     adapter.sha256,
+                    template,
                 )
                 self._next_uid += 1
                 self._taken_slots.add(slot)
@@ -106,7 +116,7 @@ class AdapterRegistry:
             if adapter is None:
                 raise self._unknown(name)
             adapter.num_users += 1
-            return adapter
+        return adapter
 
     def release(self, adapter: LoadedAdapter) -> None:
         with self._lock:
@@ -115,9 +125,13 @@ class AdapterRegistry:
         if is_last:
             self._free(adapter)
 
-    def get(self, name: str) -> LoadedAdapter | None:
+    def get(self, name: str) -> LoadedAdapter:
+        """Raises UnknownAdapter."""
         with self._lock:
-            return self._by_name.get(name)
+            adapter = self._by_name.get(name)
+            if adapter is None:
+                raise self._unknown(name)
+            return adapter
 
     def loaded(self) -> list[LoadedAdapter]:
         """In the order in which they were loaded."""
