@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "friendli_compile/plan": ({"ir", "plan", "quantize", "schedule", "errors"}, set()),
     "friendli_compile/codegen": ({"plan", "codegen", "errors"}, {"triton"}),
     "friendli_compile/artifact": ({"plan", "quantize", "artifact", "errors"}, set()),
+    "friendli_compile/lora": ({"lora", "frontend", "errors", "runtime"}, {"torch", "transformers"}),
     "friendli_compile/quality": ({"quality", "quantize", "self_check", "errors", "runtime"}, set()),
     "runtime": ({"runtime"}, set()),
     "policy_db": ({"policy_db"}, set()),

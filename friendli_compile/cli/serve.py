@@ -69,6 +69,16 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
     help="Require a key of this file, one per line; it may change (or FMO_API_KEY).",
 )
 @click.option(
+    "--adapter-model",
+    metavar="NAME:PATH,…",
+    help="LoRA adapters (folders or hub ids, in PEFT's format) and the names by which requests choose them as 'model'.",
+)
+@click.option(
+    "--adapter-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Let clients load the adapters in this folder (POST /v1/adapters) and unload them. Default: they may not.",
+)
+@click.option(
     "--limit", "limits", multiple=True, metavar="NAME=VALUE", help="Change a limit of requests, e.g. max_n=8; a wrong name lists all."
 )
 def serve(
@@ -87,6 +97,8 @@ def serve(
     bad_stop_file_path: Path | None,
     parse_reasoning: bool,
     api_key_file: Path | None,
+    adapter_model: str | None,
+    adapter_dir: Path | None,
     limits: tuple[str, ...],
     **engine: Any,
 ) -> int:
@@ -95,6 +107,7 @@ def serve(
     SIGTERM or Ctrl-C: new requests get 503, the running ones finish within --drain-timeout. A second signal exits at once.
     """
     from friendli_runtime.loaded_model import EngineOptions, TextOptions
+    from friendli_runtime.lora.source import parse_adapter_list
     from friendli_runtime.server.app import AppOptions
     from friendli_runtime.server.limits import limits_from
     from friendli_runtime.server.serve import ServeOptions
@@ -118,6 +131,7 @@ def serve(
             has_prefix_cache=engine["prefix_cache"],
             ngram_size=engine["ngram_size"],
             ignores_nan=ignore_nan_error,
+            adapters=parse_adapter_list(adapter_model) if adapter_model is not None else {},
         ),
         text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
         app=AppOptions(
@@ -127,6 +141,7 @@ def serve(
             num_request_threads=num_request_threads,
             max_queue_len=max_queue_len,
             parse_reasoning=parse_reasoning,
+            adapter_dir=adapter_dir,
         ),
     )
     return run_server(options, lambda line: click.echo(line, err=True))

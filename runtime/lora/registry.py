@@ -64,8 +64,11 @@ class AdapterRegistry:
         self._load_lock = threading.Lock()  # one load at a time; names and counts stay readable meanwhile
 
     def reserve(self, name: str) -> None:
-        """No adapter may be called so: it is the name of the model."""
-        self._reserved.add(name)
+        """No adapter may be called so: it is the name of the model. Raises AdapterError where one is."""
+        with self._lock:
+            if name in self._by_name:
+                raise AdapterError(f"'{name}' is the name of the model", where="adapter name", hint="give the adapter another name")
+            self._reserved.add(name)
 
     def load(self, name: str, path: str) -> LoadedAdapter:
         """Raises AdapterError: a bad or taken name, a folder that cannot be read, modules that the artifact does not have."""
@@ -132,6 +135,10 @@ class AdapterRegistry:
             if adapter is None:
                 raise self._unknown(name)
             return adapter
+
+    def is_taken(self, name: str) -> bool:
+        with self._lock:
+            return name in self._reserved or name in self._by_name
 
     def loaded(self) -> list[LoadedAdapter]:
         """In the order in which they were loaded."""

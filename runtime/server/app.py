@@ -17,13 +17,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from ..lora.registry import AdapterRegistry, UnknownAdapter
 from ..metrics import CONTENT_TYPE, Metrics
 from ..sampling import InvalidSamplingParams, SamplingParams
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from . import messages, openapi, responses
+from .adapters import Target, Targets, card, load_from
 from .answer_plan import AnswerPlanner
 from .auth import ApiKeys
 from .bad_stop import BadStop
@@ -31,7 +34,7 @@ from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
 from .errors import ApiError, bad_request, unavailable
-from .fields import ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
+from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
 from .generation import Generation, Prompt, with_fixed_seeds
 from .grammar_queue import GrammarQueue
 from .http import ClientGone, EventStream, Receive, Scope, Send, header, read_json, send_body, send_error, send_json
@@ -41,6 +44,7 @@ from .params import as_api_error, chat_params, check_prompt, completion_params, 
 MAX_HEARTBEAT_AGE_S = 30.0
 _INLINE_BODY_BYTES = 4096
 """A request this small is tokenized on the event loop; a larger one in a thread."""
+_MODEL_ROUTE, _ADAPTER_ROUTE = "/v1/models/", "/v1/adapters/"
 _log = logging.getLogger(__name__)
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -60,7 +64,7 @@ class ServedModel:
 class AppOptions:
     """`request_timeout_s` 0: none. `api_keys` None: no authentication. `parse_reasoning`: unless a request says otherwise.
 
-    `bad_stop`: holds for every request.
+    `bad_stop`: holds for every request. `adapter_dir`: clients may load and unload the adapters in it; None: they may not.
     """
 
     limits: Limits = field(default_factory=Limits)
@@ -70,6 +74,7 @@ class AppOptions:
     max_queue_len: int = 1024
     parse_reasoning: bool = False
     bad_stop: BadStop = field(default_factory=BadStop)
+    adapter_dir: Path | None = None
 
 
 class App:
@@ -95,7 +100,7 @@ class App:
             "/v1/models": ("GET", self._models),
             "/openapi.json": ("GET", self._openapi),
             "/docs": ("GET", self._docs),
-            f"/v1/models/{model.name}": ("GET", self._model),
+            "/v1/adapters": ("POST", self._load_adapter),
         }
         self._open_routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._ready),
@@ -138,22 +143,22 @@ class App:
             generation.abort(failure)
 
     @cached_property
-    def _planner(self) -> AnswerPlanner:
+    def _targets(self) -> Targets:
         """Made by the first request: the vocabulary is the engine's, which the bridge knows once it is attached."""
+        model = self.model
+        base = Target(model.name, None, model.chat_template, self._new_planner(model.chat_template), model.created)
+        return Targets(base, self.bridge.engine.adapters, self._new_planner)
+
+    def _new_planner(self, template: ChatTemplate | None) -> AnswerPlanner:
         model, options = self.model, self.options
         vocab_size = self.bridge.engine.vocab_size
         return AnswerPlanner(
-            model.tokenizer,
-            model.chat_template,
-            vocab_size,
-            model.eos_token_ids,
-            options.limits,
-            parse_reasoning=options.parse_reasoning,
+            model.tokenizer, template, vocab_size, model.eos_token_ids, options.limits, parse_reasoning=options.parse_reasoning
         )
 
     def _handler(self, scope: Scope) -> Handler:
         path = scope["path"]
-        method, handler = self._open_routes.get(path) or self._routes.get(path) or (None, None)
+        method, handler = self._open_routes.get(path) or self._routes.get(path) or self._named_route(path)
         if path not in self._open_routes:
             self._authenticate(scope)
         if handler is None:
@@ -163,6 +168,14 @@ class App:
                 405, f"{path} takes {method}, not {scope['method']}", code="method_not_allowed", headers=(("allow", method or ""),)
             )
         return handler
+
+    def _named_route(self, path: str) -> tuple[str | None, Handler | None]:
+        """Routes that end in the name of a model."""
+        if path.startswith(_MODEL_ROUTE) and len(path) > len(_MODEL_ROUTE):
+            return "GET", self._model
+        if path.startswith(_ADAPTER_ROUTE) and len(path) > len(_ADAPTER_ROUTE):
+            return "DELETE", self._unload_adapter
+        return None, None
 
     def _authenticate(self, scope: Scope) -> None:
         if self.options.api_keys is None:
@@ -201,33 +214,33 @@ class App:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         request, prompts = await self._prepared(scope, receive, ChatRequest, self._chat_prompts)
-        generation = self._generation(request, prompts)
+        generation, target = self._generation(request, prompts), self._targets.find(request.model)
         assert self.model.tokenizer is not None
         answer = ChatAnswer(
             generation,
             secrets.token_hex(16),
-            self.model.name,
+            target.name,
             self.model.tokenizer,
             with_logprobs=bool(request.logprobs),
-            new_call_id=self._planner.new_call_id,
+            new_call_id=target.planner.new_call_id,
         )
         await self._answer(request, generation, answer, receive, send)
 
     async def _messages(self, scope: Scope, receive: Receive, send: Send) -> None:
         def translate(request: messages.MessagesRequest) -> ChatRequest:
-            forms = self._planner.forms
+            forms = self._targets.find(request.model).planner.forms
             return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
 
         _, chat, prompts = await self._translated(scope, receive, messages.MessagesRequest, translate, messages.RENAMED)
-        generation = self._generation(chat, prompts)
-        answer = messages.MessagesAnswer(generation, secrets.token_hex(12), self.model.name, self._planner.new_call_id)
+        generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
+        answer = messages.MessagesAnswer(generation, secrets.token_hex(12), target.name, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, receive, send)
 
     async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = responses.ResponsesRequest
         request, chat, prompts = await self._translated(scope, receive, kind, responses.chat_request, responses.RENAMED)
-        generation = self._generation(chat, prompts)
-        answer = responses.ResponsesAnswer(generation, secrets.token_hex(16), self.model.name, request, self._planner.new_call_id)
+        generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
+        answer = responses.ResponsesAnswer(generation, secrets.token_hex(16), target.name, request, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, receive, send)
 
     async def _translated(
@@ -235,7 +248,7 @@ class App:
     ) -> tuple[Any, ChatRequest, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
-        self._check_model(request.model)
+        self._targets.find(request.model)
         try:
             chat = translate(request)
             prompts = await self._made(scope, chat, self._chat_prompts)
@@ -249,7 +262,7 @@ class App:
         answer = CompletionAnswer(
             generation,
             secrets.token_hex(16),
-            self.model.name,
+            self._targets.find(request.model).name,
             self.model.tokenizer,
             with_logprobs=request.logprobs is not None,
             with_prompt=bool(request.echo),
@@ -259,7 +272,7 @@ class App:
     async def _prepared(self, scope: Scope, receive: Receive, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
         """The checked request and its prompts. Raises ApiError."""
         request = decode_request(await read_json(scope, receive, self.options.limits), kind)
-        self._check_model(request.model)
+        self._targets.find(request.model)
         return request, await self._made(scope, request, make_prompts)
 
     async def _made(self, scope: Scope, request: Any, make_prompts: Callable[[Any], list[Prompt]]) -> list[Prompt]:
@@ -277,18 +290,19 @@ class App:
 
     def _chat_prompts(self, request: ChatRequest) -> list[Prompt]:
         params = chat_params(request, self.options.limits)
-        tokenizer, template = self.model.tokenizer, self.model.chat_template
+        target = self._targets.find(request.model)
+        tokenizer, template = self.model.tokenizer, target.chat_template
         if tokenizer is None:
             raise no_tokenizer("messages")
         if template is None:
             raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
-        plan = self._planner.plan_chat(request, params)
-        token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, self._planner.forms)
+        plan = target.planner.plan_chat(request, params)
+        token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, target.planner.forms)
         renamed = {"logprobs": "top_logprobs"} | (
             {"max_tokens": "max_completion_tokens"} if request.max_completion_tokens is not None else {}
         )
         prompt = self._prompt(request, token_ids, params, "messages", renamed)
-        prompt.constraint, prompt.reading = self._planner.plan_answer(plan, request, prompt.params, tail)
+        prompt.constraint, prompt.reading = target.planner.plan_answer(plan, request, prompt.params, tail)
         return [prompt]
 
     def _completion_prompts(self, request: CompletionRequest) -> list[Prompt]:
@@ -300,7 +314,7 @@ class App:
             for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
         ]
         for prompt in prompts:
-            prompt.constraint = self._planner.plan_format(prompt.params)
+            prompt.constraint = self._targets.base.planner.plan_format(prompt.params)
         return prompts
 
     def _prompt(
@@ -317,7 +331,14 @@ class App:
 
     def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
         limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]
-        return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, min(limits_s, default=None))
+        return Generation(
+            self.bridge,
+            self.metrics,
+            self.model.tokenizer,
+            prompts,
+            min(limits_s, default=None),
+            self._targets.find(request.model).adapter_name,
+        )
 
     async def _answer(
         self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, receive: Receive, send: Send
@@ -387,24 +408,18 @@ class App:
             self.active.discard(generation)
             generation.close()
 
-    def _check_model(self, name: str | None) -> None:
-        if name and name != self.model.name:
-            raise ApiError(
-                404, f"there is no model '{name[:128]}' here; this server has '{self.model.name}'", param="model", code="model_not_found"
-            )
-
     # Text and information ----------------------------------------------------------------------------------------------------------------
 
     async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = decode_request(await read_json(scope, receive, self.options.limits), TokenizeRequest)
-        self._check_model(request.model)
+        self._targets.find(request.model)
         run = asyncio.get_running_loop().run_in_executor
         most = self.options.limits.max_body_bytes
         await send_json(send, {"tokens": await run(self._pool, encode_text, request.prompt, self.model.tokenizer, most, "prompt")})
 
     async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = decode_request(await read_json(scope, receive, self.options.limits), DetokenizeRequest)
-        self._check_model(request.model)
+        self._targets.find(request.model)
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise no_tokenizer("tokens")
@@ -419,19 +434,36 @@ class App:
         await send_body(send, 200, openapi.page(self.model.name), b"text/html; charset=utf-8")
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, {"object": "list", "data": [self._model_card()]})
+        await send_json(send, {"object": "list", "data": [self._model_card(target) for target in self._targets.all()]})
 
     async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, self._model_card())
+        await send_json(send, self._model_card(self._targets.find(scope["path"].removeprefix(_MODEL_ROUTE))))
 
-    def _model_card(self) -> dict[str, Any]:
-        return {
-            "id": self.model.name,
-            "object": "model",
-            "created": self.model.created,
-            "owned_by": "fmo",
-            "max_model_len": self.bridge.engine.max_total_len,
-        }
+    def _model_card(self, target: Target) -> dict[str, Any]:
+        return card(target, self._targets.base, self.bridge.engine.max_total_len)
+
+    async def _load_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = decode_request(await read_json(scope, receive, self.options.limits), AdapterRequest)
+        root, registry = self._adapter_admin()
+        await asyncio.get_running_loop().run_in_executor(self._pool, load_from, root, registry, request.name, request.folder)
+        await send_json(send, self._model_card(self._targets.find(request.name)))
+
+    async def _unload_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = scope["path"].removeprefix(_ADAPTER_ROUTE)
+        _, registry = self._adapter_admin()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, registry.unload, name)
+        except UnknownAdapter:
+            raise ApiError(404, f"there is no adapter '{name[:128]}'", code="model_not_found") from None
+        self._targets.forget_unloaded()
+        await send_json(send, {"id": name, "object": "model", "deleted": True})
+
+    def _adapter_admin(self) -> tuple[Path, AdapterRegistry]:
+        """Where adapters may be loaded from. Raises ApiError 403 where the operator does not allow it."""
+        registry = self.bridge.engine.adapters
+        if self.options.adapter_dir is None or registry is None:
+            raise ApiError(403, "adapters are not loaded at run time here; start the server with --adapter-dir", code="not_allowed")
+        return self.options.adapter_dir, registry
 
     async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         is_full = int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..engine import Sink, TokenOutput
+from ..lora.registry import AdapterRegistry
 from ..sampling import SamplingParams
 from ..structured.mask_feeder import MaskSource
 
@@ -25,7 +26,16 @@ class TokenEngine(Protocol):
     vocab_size: int
     max_total_len: int
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int: ...
+    adapters: AdapterRegistry | None
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        constraint: MaskSource | None = None,
+        adapter: str | None = None,
+    ) -> int: ...
 
     def cancel(self, request_id: int) -> None: ...
 
@@ -91,11 +101,17 @@ class Bridge:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def submit(
-        self, prompt_ids: Sequence[int], params: SamplingParams, channel: Channel, prompt_idx: int, constraint: MaskSource | None
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        channel: Channel,
+        prompt_idx: int,
+        constraint: MaskSource | None,
+        adapter: str | None = None,
     ) -> int:
         """Queues one prompt; its outputs go to `channel`. Raises what `Engine.submit` raises."""
         request_id = self.engine.submit(
-            prompt_ids, params, lambda outputs: self._pending.append((channel, prompt_idx, outputs)), constraint
+            prompt_ids, params, lambda outputs: self._pending.append((channel, prompt_idx, outputs)), constraint, adapter
         )
         self._unstarted[request_id] = time.monotonic()
         return request_id

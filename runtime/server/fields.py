@@ -144,6 +144,13 @@ class DetokenizeRequest(msgspec.Struct, kw_only=True):
     model: str | None = None
 
 
+class AdapterRequest(msgspec.Struct, kw_only=True):
+    """POST /v1/adapters. `folder`: a name right below --adapter-dir."""
+
+    name: str
+    folder: str
+
+
 Request = TypeVar("Request", bound=msgspec.Struct)
 
 

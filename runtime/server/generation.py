@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 
 from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
+from ..lora.registry import UnknownAdapter
 from ..metrics import Metrics
 from ..sampling import SamplingParams
 from ..structured.after_reasoning import AfterReasoning
@@ -82,6 +83,7 @@ class Generation:
     tokenizer: Tokenizer | None
     prompts: list[Prompt]
     deadline_s: float | None = None
+    adapter: str | None = None  # None: the base model
     usage: Usage = field(default_factory=Usage)
     _channel: Channel = field(default_factory=Channel)
     _choices: list[_Choice] = field(default_factory=list)
@@ -129,13 +131,15 @@ class Generation:
         except RequestTooLarge as error:
             self.metrics.failures_by_reject.add()
             raise invalid_value(str(error), None, code="request_too_large") from None
+        except UnknownAdapter as error:
+            raise ApiError(404, str(error.what), param="model", code="model_not_found") from None
         except EngineStopped:
             raise unavailable("the server is shutting down") from None
         if self.deadline_s is not None:
             self._timer = asyncio.get_running_loop().call_later(self.deadline_s, self._expire)
 
     def _submit(self, prompt: Prompt, prompt_idx: int) -> int:
-        return self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx, prompt.constraint)
+        return self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx, prompt.constraint, self.adapter)
 
     def abort(self, failure: Exception) -> None:
         """Ends the request: whoever iterates gets `failure`."""

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__
-from .fields import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .messages import MessagesRequest
 from .responses import ResponsesRequest
 
@@ -23,9 +23,10 @@ POSTS: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
     "/v1/responses": (ResponsesRequest, "A chat in the shape of OpenAI's responses.", True),
     "/v1/tokenize": (TokenizeRequest, "Token ids of a text.", False),
     "/v1/detokenize": (DetokenizeRequest, "Text of token ids.", False),
+    "/v1/adapters": (AdapterRequest, "Loads a LoRA adapter (with --adapter-dir); DELETE /v1/adapters/NAME unloads it.", False),
 }
 GETS = {
-    "/v1/models": "The model that is served.",
+    "/v1/models": "The model that is served, and its adapters.",
     "/health": "200, or 503 while draining or full.",
     "/health/ready": "As /health.",
     "/health/live": "200, or 503 when the engine is stuck.",
@@ -35,6 +36,7 @@ _STATUSES = {
     "401": "No valid API key",
     "404": "No such route or model",
     "408": "The body came too slowly",
+    "409": "The name of an adapter is taken",
     "413": "The body is too large",
     "415": "A compressed body",
     "422": "A value out of its bounds, or a field that is not honoured",

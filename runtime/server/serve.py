@@ -68,6 +68,7 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
         _allow_connections(options.app.limits.max_connections)
         loaded = open_model(options.artifact, options.engine, options.text, bridge.flush)
         model = served_model(loaded, options.served_model_name)
+        loaded.engine.adapters.reserve(model.name)
         metrics = Metrics(__version__, lambda: app.gauges())
         try:
             app = App(model, bridge, metrics, _app_options(options, loaded))

@@ -65,7 +65,17 @@ class ScriptedEngine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, sink: Sink, constraint: MaskSource | None = None) -> int:
+    adapters = None
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        constraint: MaskSource | None = None,
+        adapter: str | None = None,
+    ) -> int:
+        assert adapter is None, "the scripted engine has no adapters"
         assert not params.is_constrained or constraint is not None
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
         with self._changed:
