@@ -9,6 +9,8 @@ import pytest
 from frontend.architectures import tiny_model
 from transformers import PreTrainedModel
 
+from .compiled import VARIANTS
+
 SavedModel = Callable[[str], tuple[PreTrainedModel, Path]]
 
 
@@ -19,7 +21,8 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> SavedModel:
 
     def get(name: str) -> tuple[PreTrainedModel, Path]:
         if name not in made:
-            model, folder = tiny_model(name), tmp_path_factory.mktemp("models") / name
+            architecture, overrides = VARIANTS.get(name, (name, {}))
+            model, folder = tiny_model(architecture, **overrides), tmp_path_factory.mktemp("models") / name
             model.save_pretrained(folder)
             made[name] = (model, folder)
         return made[name]

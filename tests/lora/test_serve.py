@@ -1,0 +1,128 @@
+"""Adapters over HTTP: `model` picks one, /v1/models lists them, and an operator may let clients load and unload."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from friendli_runtime.engine import Engine
+from friendli_runtime.executor import load_executor
+from friendli_runtime.server.app import AppOptions
+from friendli_runtime.tokenizer.chat_template import load_chat_template
+from server.conftest import TestServer, start
+
+from .compiled import compiled_base
+from .conftest import SavedModel
+from .peft_models import TARGETS, make_adapter
+
+BODY = {"tokens": [5, 6, 7, 8, 9], "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
+
+
+@pytest.fixture(scope="module")
+def adapter_dir(saved_model: SavedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapters")
+    model, _ = saved_model("llama_512")
+    make_adapter(model, folder / "law", seed=1, target_modules=TARGETS["llama"])
+    make_adapter(model, folder / "chat", seed=2, target_modules=["q_proj"])
+    (folder / "chat" / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    make_adapter(saved_model("qwen2")[0], folder / "of-another-model", target_modules=["q_proj"], r=2)
+    (folder / "of-another-model" / "adapter_config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def make_server(saved_model: SavedModel) -> Iterator[Callable[..., TestServer]]:
+    artifact = compiled_base("llama_512", saved_model("llama_512")[1])
+    stops = []
+
+    def make_engine(tokenizer: Any, eos_id: int, flush: Callable[[], None], max_queue_len: int) -> Engine:
+        executor = load_executor(artifact, num_threads=1, max_num_tokens=64, max_num_logits=8, num_blocks=64)
+        sizes = {"max_num_seqs": 8, "max_num_tokens": 64, "max_context_len": artifact.max_context_len, "vocab_size": artifact.vocab_size}
+        engine = Engine(executor, max_queue_len=max_queue_len, on_batch_end=flush, **sizes)
+        engine.adapters.read_template = lambda folder: load_chat_template(folder, tokenizer)
+        engine.adapters.reserve("scripted")
+        return engine
+
+    def make(adapter_dir: Path | None = None) -> TestServer:
+        server, stop = start(AppOptions(adapter_dir=adapter_dir), make_engine=make_engine)
+        stops.append(stop)
+        return server
+
+    yield make
+    for stop in stops:
+        stop()
+
+
+def text_of(server: TestServer, **fields: Any) -> str:
+    response = server.post("/v1/completions", **{**BODY, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]["text"]
+
+
+def test_the_model_of_a_request_picks_the_adapter(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:
+    server = make_server()
+    for name in ("law", "chat"):
+        server.engine.adapters.load(name, str(adapter_dir / name))
+    listed = server.client.get("/v1/models").json()["data"]
+    assert [(card["id"], card.get("parent")) for card in listed] == [("scripted", None), ("law", "scripted"), ("chat", "scripted")]
+    texts = {name: text_of(server, model=name) for name in ("scripted", "law", "chat")}
+    assert len(set(texts.values())) == 3
+    assert text_of(server) == text_of(server, model="") == texts["scripted"]
+    answer = server.post("/v1/completions", **BODY, model="law").json()
+    assert answer["model"] == "law" and server.client.get("/v1/models/law").json()["id"] == "law"
+    missing = server.post("/v1/completions", **BODY, model="lax")
+    assert missing.status_code == 404 and "'scripted', 'law', 'chat'" in missing.json()["error"]["message"]
+    assert server.client.get("/v1/models/lax").status_code == 404
+
+
+def test_an_adapter_with_a_chat_template_of_its_own_is_prompted_by_it(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:
+    server = make_server()
+    for name in ("law", "chat"):
+        server.engine.adapters.load(name, str(adapter_dir / name))
+    messages = [{"role": "user", "content": "hello there"}]
+    lengths = {}
+    for name in ("scripted", "law", "chat"):
+        response = server.post("/v1/chat/completions", messages=messages, max_tokens=2, model=name)
+        assert response.status_code == 200, response.text
+        lengths[name] = response.json()["usage"]["prompt_tokens"]
+    assert lengths["law"] == lengths["scripted"]
+    assert lengths["chat"] == len(server.tokenizer.encode("[hello there]", add_special_tokens=False))
+
+
+def test_clients_load_and_unload_what_the_operator_offers(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:
+    server = make_server(adapter_dir)
+    before = text_of(server)
+    loaded = server.post("/v1/adapters", name="mine", folder="law")
+    assert loaded.status_code == 200 and loaded.json()["id"] == "mine"
+    assert text_of(server, model="mine") != before == text_of(server)
+    assert server.post("/v1/adapters", name="mine", folder="law").status_code == 409
+    assert server.post("/v1/adapters", name="scripted", folder="law").status_code == 409
+    assert server.client.delete("/v1/adapters/mine").json() == {"id": "mine", "object": "model", "deleted": True}
+    assert server.client.delete("/v1/adapters/mine").status_code == 404
+    assert server.post("/v1/completions", **BODY, model="mine").status_code == 404
+    assert [card["id"] for card in server.client.get("/v1/models").json()["data"]] == ["scripted"]
+
+
+def test_a_client_learns_nothing_of_the_disk(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:
+    server = make_server(adapter_dir)
+    for folder in ("..", ".", "../law", "/etc", "a/b", ".hidden", ""):
+        assert server.post("/v1/adapters", name="x", folder=folder).status_code == 422, folder
+    answers = [server.post("/v1/adapters", name="x", folder=folder) for folder in ("nothing", "of-another-model")]
+    assert [answer.status_code for answer in answers] == [404, 404]
+    messages = {
+        answer.json()["error"]["message"].replace(folder, "F")
+        for answer, folder in zip(answers, ("nothing", "of-another-model"), strict=True)
+    }
+    assert len(messages) == 1, "absent and unusable folders can be told apart"
+
+
+def test_without_a_folder_of_adapters_nobody_may_load(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:
+    server = make_server()
+    server.engine.adapters.load("law", str(adapter_dir / "law"))
+    assert server.post("/v1/adapters", name="mine", folder="law").status_code == 403
+    assert server.client.delete("/v1/adapters/law").status_code == 403
+    assert text_of(server, model="law")
