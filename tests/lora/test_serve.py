@@ -18,7 +18,7 @@ from .compiled import compiled_base
 from .conftest import SavedModel
 from .peft_models import TARGETS, make_adapter
 
-BODY = {"tokens": [5, 6, 7, 8, 9], "max_tokens": 8, "temperature": 0, "ignore_eos": True, "return_tokens": True}
+BODY = {"tokens": [5, 6, 7, 8, 9], "max_tokens": 8, "temperature": 0, "ignore_eos": True}
 TEMPLATE = "{% for message in messages %}[{{ message.content }}]{% endfor %}"
 
 
