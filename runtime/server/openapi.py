@@ -34,6 +34,7 @@ GETS = {
 _STATUSES = {
     "400": "Not JSON; a missing, unknown or mistyped field; a schema or pattern that cannot be followed",
     "401": "No valid API key",
+    "403": "Not allowed by the operator",
     "404": "No such route or model",
     "408": "The body came too slowly",
     "409": "The name of an adapter is taken",
