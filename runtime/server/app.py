@@ -135,7 +135,7 @@ class App:
 
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
-        self._grammars.warm_up(self._planner.warm_up)
+        self._grammars.warm_up(self._targets.base.planner.warm_up)
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
