@@ -138,7 +138,7 @@ def test_costly_schemas_do_not_hold_up_plain_requests(server: TestServer) -> Non
 
 def test_the_vocabulary_of_grammars_is_ready_before_the_first_request(make_server: Callable[..., TestServer]) -> None:
     server = make_server()
-    compiler = server.app._planner._compiler
+    compiler = server.app._targets.base.planner._compiler
     assert compiler is not None and "_ll_tokenizer" not in vars(compiler)
     server.app.warm_up()
     while "_ll_tokenizer" not in vars(compiler):
