@@ -2,8 +2,9 @@
 
     python bench/serve/front_end.py [--requests 1000] [--streams 32] [--tokens 500] [--repeats 3]
 
-A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process, the client in another one, so CPU time (`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, the hop from the engine's thread,
-detokenizing, writing. The null engine answers with tokens of text that is known before; each of its steps gives one token to every request.
+A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
+(`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, the hop from the engine's thread,
+detokenizing, writing. The null engine answers with a known text; each of its steps gives one token to every request.
 
     per request    unstreamed chat requests of one token, one at a time per connection
     per token      `streams` chat streams at once: (CPU of long answers − CPU of answers of one token) / tokens between

@@ -35,6 +35,8 @@ class BadStop:
 
     def added_to(self, params: SamplingParams) -> SamplingParams:
         """An answer with a format ends where the format allows it, so sequences of several stop tokens do not count there."""
+        if not (self.stop or self.stop_sequences or self.bad_words_ids):
+            return params
         singles = tuple(sequence[0] for sequence in self.stop_sequences if len(sequence) == 1)
         several = () if params.is_constrained else tuple(sequence for sequence in self.stop_sequences if len(sequence) > 1)
         return replace(

@@ -22,6 +22,7 @@ from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation
+from .http import encode_json
 from .limits import Limits
 from .reading import Choice, reading_of
 
@@ -152,12 +153,16 @@ class ChatAnswer:
         self._with_logprobs = with_logprobs
         self._new_call_id = new_call_id
         reading = reading_of(generation)
+        self._created = int(time.time())
         self._choices = [Choice(reading) for _ in range(generation.num_samples)]
+        self._content_frames: list[tuple[bytes, bytes] | None] = [None] * generation.num_samples
 
-    def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
-        """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last."""
+    def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
+        """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are JSON already."""
         choice = self._choices[choice_idx]
         piece = choice.read(delta, self._generation.usage)
+        if choice.has_role and choice.finish_reason is None and not (piece.reasoning or piece.calls or delta.logprobs):
+            return [self._content_frame(choice_idx, piece.content)] if piece.content else []
         contents: list[dict[str, Any]] = []
         if piece.reasoning:
             contents.append({"reasoning_content": piece.reasoning})
@@ -167,7 +172,7 @@ class ChatAnswer:
             contents.append({"tool_calls": [self._call_delta(call)]})
         if not contents and ((self._with_logprobs and delta.logprobs) or (choice.finish_reason and not choice.has_role)):
             contents.append({"content": ""})
-        frames = []
+        frames: list[dict[str, Any] | bytes] = []
         for number, content in enumerate(contents):
             role = {} if choice.has_role else {"role": "assistant"}
             choice.has_role = True
@@ -175,6 +180,15 @@ class ChatAnswer:
         if choice.finish_reason is not None:
             frames.append(self._chunk(choice_idx, {}, choice.finish_reason, []))
         return frames
+
+    def _content_frame(self, choice_idx: int, content: str) -> bytes:
+        """The frame of a piece of text: all but the text is the same for every piece."""
+        around = self._content_frames[choice_idx]
+        if around is None:
+            mark = f"content of {self._id}"
+            before, _, after = encode_json(self._chunk(choice_idx, {"content": mark}, None, [])).partition(encode_json(mark))
+            around = self._content_frames[choice_idx] = before, after
+        return around[0] + encode_json(content) + around[1]
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._frame(), "choices": [], "usage": self._generation.usage.as_json()}
@@ -190,7 +204,7 @@ class ChatAnswer:
         return {
             "id": self._id,
             "object": "chat.completion",
-            "created": int(time.time()),
+            "created": self._created,
             "model": self._model,
             "choices": [self._whole_choice(i, choice) for i, choice in enumerate(self._choices) if choice.finish_reason is not None],
             "usage": self._generation.usage.as_json(),
@@ -217,7 +231,7 @@ class ChatAnswer:
         return {"index": call.call_idx, "id": call.call_id or self._new_call_id(), "type": "function", "function": function}
 
     def _frame(self) -> dict[str, Any]:
-        return {"id": self._id, "object": "chat.completion.chunk", "created": int(time.time()), "model": self._model}
+        return {"id": self._id, "object": "chat.completion.chunk", "created": self._created, "model": self._model}
 
     def _chunk(self, choice_idx: int, content: dict[str, Any], finish_reason: str | None, logprobs: list[TokenLogprob]) -> dict[str, Any]:
         listed = {"content": [self._logprob(entry) for entry in logprobs]} if self._with_logprobs and logprobs else None

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -19,9 +20,10 @@ Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Scope = dict[str, Any]
+Result = TypeVar("Result")
 
 JSON = b"application/json"
-_encode = msgspec.json.Encoder().encode
+encode_json = msgspec.json.Encoder().encode
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+(:?)', re.DOTALL)
 """Every string of a JSON text; the group is the colon behind those that are names."""
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
@@ -36,13 +38,32 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return next((value for key, value in scope["headers"] if key == name), None)
 
 
+async def within(seconds: float, step: Coroutine[Any, Any, Result]) -> Result:
+    """`await step`, for at most `seconds`. A step that need not wait costs no timer. Raises TimeoutError."""
+    try:
+        waits_for = step.send(None)
+    except StopIteration as done:
+        return done.value
+    try:
+        async with asyncio.timeout(seconds):
+            return await _resumed(step, waits_for)
+    finally:
+        step.close()
+
+
+@types.coroutine
+def _resumed(step: Coroutine[Any, Any, Result], waits_for: Any) -> Generator[Any, Any, Result]:
+    """Goes on with a coroutine that waits for `waits_for`."""
+    yield waits_for
+    return (yield from step)
+
+
 async def read_json(scope: Scope, receive: Receive, limits: Limits) -> dict[str, Any]:
     """The JSON object of the body. Raises ApiError 400, 408, 413 or 415, ClientGone when the client leaves."""
     if header(scope, b"content-encoding") not in (None, b"identity"):
         raise ApiError(415, "compressed bodies are not accepted; send the JSON as it is", code="unsupported_encoding")
     try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            body = await _read_body(scope, receive, limits.max_body_bytes)
+        body = await within(limits.body_timeout_s, _read_body(scope, receive, limits.max_body_bytes))
     except TimeoutError:
         raise ApiError(408, f"the body did not arrive within {limits.body_timeout_s} s", code="body_timeout") from None
     return parse_json_object(body, limits)
@@ -126,7 +147,7 @@ async def send_body(send: Send, status: int, body: bytes, content_type: bytes = 
 
 
 async def send_json(send: Send, value: Any, status: int = 200, headers: Iterable[tuple[str, str]] = ()) -> None:
-    await send_body(send, status, _encode(value), headers=headers)
+    await send_body(send, status, encode_json(value), headers=headers)
 
 
 async def send_error(send: Send, error: ApiError) -> None:
@@ -142,31 +163,34 @@ class EventStream:
         self.is_open = False
 
     async def send(self, values: Iterable[Any]) -> None:
-        """Each value as one `data:` frame, all in one write. Raises ClientGone when the client does not take it in time."""
-        await self._write(b"".join(b"data: " + _encode(value) + b"\n\n" for value in values))
+        """Each value as one `data:` frame, all in one write; bytes are JSON already. Raises ClientGone when the client does not take it."""
+        texts = [value if type(value) is bytes else encode_json(value) for value in values]
+        await self._write(b"data: " + b"\n\ndata: ".join(texts) + b"\n\n")
 
     async def send_named(self, values: Iterable[dict[str, Any]]) -> None:
         """Each value as an event named by its `type`."""
-        await self._write(b"".join(b"event: " + value["type"].encode() + b"\ndata: " + _encode(value) + b"\n\n" for value in values))
+        await self._write(b"".join(b"event: " + value["type"].encode() + b"\ndata: " + encode_json(value) + b"\n\n" for value in values))
 
     async def finish(self, *, with_done: bool = True) -> None:
         await self._write(b"data: [DONE]\n\n" if with_done else b"", last=True)
 
     async def fail(self, error: ApiError, *, named: bool = False) -> None:
         """The error as the last frame; no [DONE] follows, so that no client takes the answer for complete."""
-        await self._write((b"event: error\n" if named else b"") + b"data: " + _encode(error.body()) + b"\n\n", last=True)
+        await self._write((b"event: error\n" if named else b"") + b"data: " + encode_json(error.body()) + b"\n\n", last=True)
 
     async def _write(self, data: bytes, *, last: bool = False) -> None:
         try:
-            async with asyncio.timeout(self._stall_s):
-                if not self.is_open:
-                    self.is_open = True
-                    headers = [
-                        (b"content-type", b"text/event-stream; charset=utf-8"),
-                        (b"cache-control", b"no-cache"),
-                        (b"x-accel-buffering", b"no"),
-                    ]
-                    await self._send({"type": "http.response.start", "status": 200, "headers": headers})
-                await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+            await within(self._stall_s, self._send_part(data, last=last))
         except (TimeoutError, OSError):
             raise ClientGone from None
+
+    async def _send_part(self, data: bytes, *, last: bool) -> None:
+        if not self.is_open:
+            self.is_open = True
+            headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": data, "more_body": not last})

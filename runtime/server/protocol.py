@@ -1,7 +1,7 @@
 """The HTTP/1.1 protocol of the ASGI server, with bounds on what comes before the body.
 
 A head (request line and headers) has a size, a number of fields and a time to arrive; a connection that sends nothing is closed. What
-exceeds a bound gets 431 or 408 and the connection is closed.
+exceeds a bound gets 431 or 408 and the connection is closed. Head and body of an answer go out in one system call.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from .limits import Limits
 
 _ANSWERS = {408: b"the request head did not arrive in time", 431: b"the request head is too large"}
+_HEAD_BEGIN = b"HTTP/1.1 "
 _REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -26,7 +27,7 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
 
     class BoundedHttpProtocol(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(_GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
             self._head_bytes = 0
             self._in_head = True
             self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(limits.header_timeout_s, self._refuse, 408)
@@ -81,6 +82,35 @@ def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
                 self.transport.close()
 
     return BoundedHttpProtocol
+
+
+class _GatheringTransport:
+    """A transport that holds the head of an answer back until its body comes, in the same turn of the event loop."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if data.startswith(_HEAD_BEGIN) and not self._head:
+            self._head = data
+            self._loop.call_soon(self._flush)
+        else:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class HttpServer(Server):

@@ -76,12 +76,16 @@ class SampleText:
         self._num_decoded_chars = 0
         self._num_given_chars = 0
         self._waiting: deque[TokenLogprob] = deque()
+        self._is_plain = not params.stop and not self._end_sequences and params.logprobs is None
         self.finished = False
 
     def push(self, output: TokenOutput) -> TextDelta | None:
         """The delta of one engine output; None once the sample is over."""
         if self.finished:
             return None
+        if self._is_plain and output.finish_reason is None and output.token_id is not None:
+            text = self._detokenizer.push(output.token_id) if self._detokenizer is not None else ""
+            return TextDelta(output.sample_idx, text, [output.token_id], [], 1, output.num_cached_tokens, None)
         delta = TextDelta(
             output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error
         )

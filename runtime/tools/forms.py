@@ -96,6 +96,8 @@ class AnswerReader:
         return self._reasoning is not None and self._reasoning.is_inside
 
     def push(self, text: str) -> AnswerPiece:
+        if self._reasoning is None and self._calls is None:
+            return AnswerPiece("", text)
         reasoning, content = self._reasoning.push(text) if self._reasoning is not None else ("", text)
         return self._piece(reasoning, self._calls.push(content) if self._calls is not None else [content])
 
