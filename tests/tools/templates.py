@@ -193,6 +193,65 @@ SEED_OSS = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages 
 {% endfor %}{% if add_generation_prompt %}<seed:bos>assistant
 {% endif %}"""
 
+HUNYUAN = """{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|hy_' + m.role + '|>' + (m.content or '') }}{% if m.tool_calls %}
+<tool_calls>
+{%- for call in m.tool_calls %}
+<tool_call>{{ call.function.name }}
+```json
+{{ call.function.arguments if call.function.arguments is string else (call.function.arguments | tojson) }}
+```
+</tool_call>
+{%- endfor %}
+</tool_calls>{% endif %}{{ '<|im_end|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|hy_assistant|>' }}{% endif %}"""
+
+INTERNLM = """{{- bos_token }}{% if tools %}<|im_start|>system name=<|plugin|>
+{{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{{ m.content }}{% for call in m.tool_calls or [] %}<|action_start|><|plugin|>
+{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}<|action_end|>{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+LFM2 = """{{- bos_token }}{% if tools %}<|im_start|>system
+List of tools: {{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ '<|tool_call_start|>[' }}
+{%- for call in m.tool_calls %}{{ call.function.name + '(' }}
+{%- for key, value in call.function.arguments | items %}{{ key + '=' }}{{ value | tojson }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}
+{{- ')' }}{% if not loop.last %}{{ ', ' }}{% endif %}
+{%- endfor %}{{ ']<|tool_call_end|>' }}{% endif %}{{ m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+MINIMAX = """{% if tools %}]~b]system
+{{ tools | tojson }}[e~[
+{% endif %}{% for m in messages %}]~b]{{ 'ai' if m.role == 'assistant' else m.role }}
+{{ m.content }}{% if m.tool_calls %}
+<minimax:tool_call>
+{%- for call in m.tool_calls %}
+<invoke name="{{ call.function.name }}">
+{%- for key, value in call.function.arguments | items %}
+<parameter name="{{ key }}">{{ value if value is string else (value | tojson) }}</parameter>
+{%- endfor %}
+</invoke>
+{%- endfor %}
+</minimax:tool_call>{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}]~b]ai
+{% endif %}"""
+
+NEMOTRON = """{% if tools %}<AVAILABLE_TOOLS>{{ tools | tojson }}</AVAILABLE_TOOLS>{% endif %}{% for m in messages %}{{ '<SPECIAL_' + m.role + '>' + m.content }}
+{%- if m.tool_calls %}{{ '<TOOLCALL>[' }}{% for call in m.tool_calls %}{{ '{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments if call.function.arguments is string else (call.function.arguments | tojson) }}{{ '}' }}
+{%- if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']</TOOLCALL>' }}{% endif %}{{ '<|im_end|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<SPECIAL_assistant>' }}{% endif %}"""
+
+JAMBA = """{{- bos_token }}{% if tools %}<tool_definitions>{{ tools | tojson }}</tool_definitions>{% endif %}{% for m in messages %}{{ '<|bom|><|' + m.role + '|> ' + m.content }}
+{%- if m.tool_calls %}{{ '<tool_calls>[' }}{% for call in m.tool_calls %}
+{{- '\\n  {"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) + '}' }}{% if not loop.last %}{{ ',' }}{% endif %}
+{%- endfor %}{{ '\\n]</tool_calls>' }}{% endif %}{{ '<|eom|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|bom|><|assistant|> ' }}{% endif %}"""
+
 GEMMA = """{{- bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\\n' + m.content + '<end_of_turn>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
@@ -212,6 +271,7 @@ END_TEXTS = [
     "<|end_of_text|>",
     "<seed:eos>",
     "<|user|>",
+    "<|eom|>",
 ]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 WITH_CALLS = {
@@ -232,4 +292,10 @@ WITH_CALLS = {
     "phi4": PHI4,
     "magistral": MAGISTRAL,
     "seed_oss": SEED_OSS,
+    "hunyuan": HUNYUAN,
+    "internlm": INTERNLM,
+    "lfm2": LFM2,
+    "minimax": MINIMAX,
+    "nemotron": NEMOTRON,
+    "jamba": JAMBA,
 }
