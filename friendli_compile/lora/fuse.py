@@ -92,7 +92,8 @@ class FusedAdapters:
 
 def fuse_adapters(wanted: Iterable[str], traced: TracedModel) -> FusedAdapters:
     """Reads the adapters (PATH or PATH:STRENGTH) and finds the parameters that they change. Raises AdapterError."""
-    adapters, merges = [], {}
+    adapters: list[FusedAdapter] = []
+    merges: dict[str, Merge] = {}
     for text in wanted:
         path, strength = parse_strength(text)
         adapter = Adapter.load(find_adapter(path))

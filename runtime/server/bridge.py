@@ -26,7 +26,9 @@ class TokenEngine(Protocol):
     vocab_size: int
     max_total_len: int
 
-    adapters: AdapterRegistry | None
+    @property
+    def adapters(self) -> AdapterRegistry | None:
+        """None where the engine takes no LoRA adapters."""
 
     def submit(
         self,
