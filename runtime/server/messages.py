@@ -18,7 +18,7 @@ from .fields import ChatRequest, StreamOptions
 from .generation import Generation
 from .reading import Choice, reading_of
 
-RENAMED = {"stop": "stop_sequences"}
+RENAMED = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config"}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -37,6 +37,7 @@ class MessagesRequest(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
 
 def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatRequest:
@@ -49,6 +50,7 @@ def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatReques
     if messages and messages[-1]["role"] == "assistant":
         raise invalid_value("the last message is the assistant's; answers cannot be continued", "messages")
     choice, parallel = _tool_choice(request.tool_choice)
+    effort, response_format = _output_config(request.output_config or {})
     return ChatRequest(
         messages=messages,
         model=request.model,
@@ -62,6 +64,8 @@ def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatReques
         tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools is not None else None,
         tool_choice=choice,
         parallel_tool_calls=parallel,
+        response_format=response_format,
+        reasoning_effort=effort,
         parse_reasoning=True,
         include_reasoning=is_thinking,
         reasoning_budget=budget if is_thinking and has_reasoning else None,
@@ -75,6 +79,21 @@ def _thinking_budget(thinking: dict[str, Any] | None, max_tokens: int) -> int | 
     if thinking.get("type") not in ("enabled", "adaptive") or not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise invalid_value("'thinking' is not {type: enabled, budget_tokens} or {type: disabled}", "thinking")
     return budget
+
+
+def _output_config(config: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
+    """Effort and `response_format` of {effort, format: {type: json_schema, schema}}."""
+    unknown = next((key for key, value in config.items() if key not in ("effort", "format") and value is not None), None)
+    if unknown is not None:
+        raise bad_request(f"unknown field 'output_config.{unknown[:64]}'", "output_config", "unknown_field")
+    effort, form = config.get("effort"), config.get("format")
+    if effort is not None and not isinstance(effort, str):
+        raise bad_request("'output_config.effort' has the wrong type: expected str", "output_config", "wrong_type")
+    if form is None:
+        return effort, None
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or not isinstance(form.get("schema"), dict):
+        raise bad_request("'output_config.format' is not {type: json_schema, schema: {…}}", "output_config", "wrong_type")
+    return effort, {"type": "json_schema", "json_schema": {"schema": form["schema"]}}
 
 
 def _messages(message: dict[str, Any], where: str) -> list[dict[str, Any]]:

@@ -119,6 +119,25 @@ def test_tool_choice_of_messages(claude: anthropic.Anthropic) -> None:
     assert len([block for block in claude.messages.create(**one).content if block.type == "tool_use"]) == 1
 
 
+def test_a_message_has_its_format_after_the_reasoning(thinking: TestServer) -> None:
+    config = {"format": {"type": "json_schema", "schema": WEATHER}}
+    fields: Any = {"model": "scripted", "max_tokens": 200, "output_config": config}
+    text = '{"city": "Paris", "days": 1}'
+    for reply in (f"hm</think>{text}", "hm</think>[1, 2]"):
+        message = thinking.post("/v1/messages", **fields, messages=ask(reply)).json()
+        answer = "".join(block["text"] for block in message["content"] if block["type"] == "text")
+        assert (answer == text) == (text in reply) and answer.startswith("{"), message
+
+
+def test_the_effort_of_a_message_reaches_the_template(thinking: TestServer) -> None:
+    fields: Any = {"model": "scripted", "max_tokens": 100, "messages": ask("a</think>b")}
+    usual, little = (
+        thinking.post("/v1/messages", **fields, output_config={"effort": effort}).json()["usage"]["input_tokens"]
+        for effort in ("high", "minimal")
+    )
+    assert usual != little
+
+
 @pytest.mark.parametrize(
     ("status", "param", "fields"),
     [
@@ -135,7 +154,12 @@ def test_tool_choice_of_messages(claude: anthropic.Anthropic) -> None:
         (422, "tools", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
         (422, "tool_choice", {"tool_choice": {"type": "all"}}),
         (422, "thinking", {"thinking": {"type": "enabled", "budget_tokens": 0}}),
-        (422, "output_config", {"output_config": {"effort": "high"}}),
+        (422, "output_config", {"output_config": {"effort": "enormous"}}),
+        (400, "output_config", {"output_config": {"effort": 3}}),
+        (400, "output_config", {"output_config": {"format": {"type": "regex", "schema": "a"}}}),
+        (400, "output_config", {"output_config": {"format": {"type": "json_schema"}}}),
+        (400, "output_config", {"output_config": {"format": {"type": "json_schema", "schema": {"not": {}}}}}),
+        (400, "output_config", {"output_config": {"size": 3}}),
         (400, "max_token", {"max_token": 3}),
     ],
 )
