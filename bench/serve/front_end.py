@@ -6,6 +6,7 @@ A line goes to bench/results/<device>/front_end.jsonl. The server runs in this p
 (`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, the hop from the engine's thread,
 detokenizing, writing. The null engine answers with a known text; each of its steps gives one token to every request.
 
+    http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     per request    unstreamed chat requests of one token, one at a time per connection
     per token      `streams` chat streams at once: (CPU of long answers − CPU of answers of one token) / tokens between
 """
@@ -174,6 +175,15 @@ def ask(port: int, num_requests: int, num_tokens: int, *, stream: bool) -> None:
     connection.close()
 
 
+def ping(port: int, num_requests: int) -> None:
+    """In the client's process: requests that the server answers from nothing, the least that HTTP costs."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    for _ in range(num_requests):
+        connection.request("GET", "/health/ready")
+        assert connection.getresponse().read() == b'{"status":"ready"}'
+    connection.close()
+
+
 def ask_at_once(port: int, num_streams: int, num_requests: int, num_tokens: int) -> None:
     """In the client's process: `num_streams` connections at once."""
     threads = [threading.Thread(target=ask, args=(port, num_requests, num_tokens), kwargs={"stream": True}) for _ in range(num_streams)]
@@ -196,11 +206,13 @@ def cpu_s(target: Callable[..., None], *args: Any, **kwargs: Any) -> float:
 
 
 def measure(port: int, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
-    """Microseconds of CPU per request and per token. Differences, so that starting the client and idling do not count."""
+    """Microseconds of CPU per empty request, request and token. Differences, so that starting the client and idling do not count."""
     few, many = num_requests // 10, num_requests
+    ping_s = cpu_s(ping, port, many) - cpu_s(ping, port, few)
     request_s = cpu_s(ask, port, many, 1, stream=False) - cpu_s(ask, port, few, 1, stream=False)
     short_s, long_s = (cpu_s(ask_at_once, port, num_streams, 2, num) for num in (2, num_tokens))
     return {
+        "http_us": ping_s / (many - few) * 1e6,
         "request_us": request_s / (many - few) * 1e6,
         "token_us": (long_s - short_s) / (num_streams * 2 * (num_tokens - 2)) * 1e6,
     }
