@@ -23,6 +23,7 @@ def prepare(model_dir: Path, precision: str, out: Path) -> None:
             output_dir=out,
             dtype="bf16" if is_quantized else precision,
             quantize=precision if is_quantized else None,
+            quality=None,  # random weights have none
             self_check=False,
         )
     )
