@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.metadata
 import os
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -114,6 +116,14 @@ def run_cli(arguments: list[str]) -> int:
         return report(error)
 
 
+def _extra_with(package: str) -> str:
+    """Which extra of ours brings `package`."""
+    for requirement in importlib.metadata.requires("fmo") or ():
+        if found := re.fullmatch(rf"{re.escape(package)}\b.*extra == [\"'](\w+)[\"'].*", requirement, re.IGNORECASE):
+            return found[1]
+    return "serve"
+
+
 def report(error: Exception) -> int:
     """Prints what the user has to know of an exception; returns the exit code."""
     if hasattr(error, "hint") and hasattr(error, "exit_code"):  # an FmoError of either half
@@ -122,7 +132,7 @@ def report(error: Exception) -> int:
             traceback.print_exception(error)
         return int(error.exit_code)
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("friendli"):
-        extra = "compile" if error.name.split(".")[0] in ("torch", "transformers", "safetensors") else "serve"
+        extra = _extra_with(error.name.split(".")[0])
         click.echo(f"error: this verb needs the package '{error.name}'\n  try: pip install 'fmo[{extra}]'", err=True)
         return EXIT_USER
     traceback.print_exception(error)
