@@ -1,21 +1,11 @@
 """One torch thread, as in the tests of the self-check; a tiny model packed in fp32 and bf16 stands for a reference and its quantization."""
 
-from collections.abc import Iterator
-
 import pytest
-import torch
 from self_check.compiled import Compiled, compile_tiny
+from self_check.conftest import one_torch_thread  # noqa: F401  (a fixture that is used by being here)
 
 from friendli_compile.quality.packed_run import Runnable
 from friendli_compile.quality.probes import ProbeSet, sampled_probes
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_torch_thread() -> Iterator[None]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="package")

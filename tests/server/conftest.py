@@ -19,6 +19,7 @@ from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from tokenizer.tokenizers_made_here import backend_json
 from tokenizers import Tokenizer as Backend
+from tools.templates import HERMES
 
 from .scripted_engine import ScriptedEngine
 
@@ -92,6 +93,14 @@ def start(
 def server() -> Iterator[TestServer]:
     """One server with default options, for tests that leave nothing behind."""
     running, stop = start()
+    yield running
+    stop()
+
+
+@pytest.fixture(scope="session")
+def hermes() -> Iterator[TestServer]:
+    """One server whose template writes tool calls as Hermes models do."""
+    running, stop = start(template=HERMES.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
     yield running
     stop()
 

@@ -5,12 +5,8 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from tools.templates import HERMES
 
-from .conftest import TestServer, start
-
-pytest.importorskip("langchain_openai")
-pytest.importorskip("litellm")
+from .conftest import TestServer
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"name": "Ann", "age": 7}}\n</tool_call>'
 
@@ -23,13 +19,6 @@ class Person(BaseModel):
 
 
 TOOL: Any = {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": Person.model_json_schema()}}
-
-
-@pytest.fixture(scope="module")
-def hermes() -> Iterator[TestServer]:
-    running, stop = start(template=HERMES.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
-    yield running
-    stop()
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,8 @@ import pytest
 from friendli import AsyncFriendli, SyncFriendli
 from friendli.models import SDKError
 from pydantic import BaseModel
-from tools.templates import HERMES
 
-from .conftest import TestServer, start
+from .conftest import TestServer
 
 
 class Person(BaseModel):
@@ -129,13 +128,6 @@ def test_friendli_async(server: TestServer) -> None:
 
 
 # Structured outputs and tools ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def hermes() -> Iterator[TestServer]:
-    running, stop = start(template=HERMES.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
-    yield running
-    stop()
 
 
 @pytest.fixture(scope="module")
