@@ -61,6 +61,23 @@ inline void store_outputs(__m256 low, __m256 high, int64_t first, int64_t N, con
   _mm256_store_ps(sums + 8, high);
   for (int64_t i = 0; i < N - first; ++i) y[first + i] = bias == nullptr ? sums[i] : sums[i] + bias[first + i];
 }
+
+// Few rows: `P` streams over a range of panels, each tile P panels × R rows; what does not divide by P is done one
+// panel at a time.
+template <int P, int R, typename Weight, auto TILE, auto ONE_PANEL_TILE>
+void gemv_streams(const RowSource& source, const Weight& w, Range range, const float* bias, float* y,
+                  int64_t y_stride) {
+  const float* x[R];
+  unroll<R>([&](auto r) { x[r] = source.row(r); });
+  const int64_t share = range.size() / P;
+  for (int64_t i = 0; i < share; ++i) {
+    int64_t panels[P];
+    unroll<P>([&](auto p) { panels[p] = range.begin + p * share + i; });
+    TILE(x, w, panels, bias, y, y_stride);
+  }
+  for (int64_t p = range.begin + share * P; p < range.end; ++p) ONE_PANEL_TILE(x, w, &p, bias, y, y_stride);
+}
+
 // What a tile prefetches while it computes: two places, `offset` apart, per kPrefetchSteps of k.
 struct Prefetch {
   const char* at;

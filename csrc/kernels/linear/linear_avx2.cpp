@@ -57,20 +57,8 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const PanelWeigh
   });
 }
 
-// `P` streams over a range of panels; what does not divide by P is done one panel at a time.
 template <DType D, int P, int R>
-void gemv_rows(const RowSource& source, const PanelWeight& w, Range range, const float* bias, float* y,
-               int64_t y_stride) {
-  const float* x[R];
-  unroll<R>([&](auto r) { x[r] = source.row(r); });
-  const int64_t share = range.size() / P;
-  for (int64_t i = 0; i < share; ++i) {
-    int64_t panels[P];
-    unroll<P>([&](auto p) { panels[p] = range.begin + p * share + i; });
-    gemv_tile<D, P, R>(x, w, panels, bias, y, y_stride);
-  }
-  for (int64_t p = range.begin + share * P; p < range.end; ++p) gemv_tile<D, 1, R>(x, w, &p, bias, y, y_stride);
-}
+constexpr auto gemv_rows = gemv_streams<P, R, PanelWeight, gemv_tile<D, P, R>, gemv_tile<D, 1, R>>;
 
 void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
           int64_t y_stride) {

@@ -1,6 +1,6 @@
-// Reference of linear: plain loops in the order of the contract. Compilers vectorise the 16 independent outputs of a
-// panel.
+// Reference of linear: float32 and bfloat16 panels through the plain loops of panel_scalar.h.
 #include "kernels/linear/linear_tables.h"
+#include "kernels/linear/panel_scalar.h"
 
 namespace fmo {
 namespace {
@@ -18,43 +18,16 @@ void load_weights(const PanelWeight& w, const void* panel, int64_t k, float out[
   }
 }
 
-void store_outputs(const float sum[kPanelRows], int64_t first, int64_t N, const float* bias, float* y) {
-  for (int64_t i = 0; i < std::min(kPanelRows, N - first); ++i)
-    y[first + i] = bias == nullptr ? sum[i] : sum[i] + bias[first + i];
-}
-
 void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
           int64_t y_stride) {
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
-    for (int64_t r = 0; r < num_rows; ++r) {
-      const float* row = x.row(r);
-      float sum[kPanelRows] = {}, weights[kPanelRows];
-      for (int64_t k = 0; k < w.K; ++k) {
-        load_weights(w, w.panel(p), k, weights);
-        for (int i = 0; i < kPanelRows; ++i) sum[i] += row[k] * weights[i];
-      }
-      store_outputs(sum, p * kPanelRows, w.N, bias, y + r * y_stride);
-    }
-  }
+  const auto load = [&](int64_t p, int64_t k, float* out) { load_weights(w, w.panel(p), k, out); };
+  scalar::gemv(x, num_rows, w, load, panels, bias, y, y_stride);
 }
 
 void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
           int64_t y_stride) {
-  for (int64_t p = panels.begin; p < panels.end; ++p) {
-    for (int64_t t = 0; t < num_row_tiles(num_rows); ++t) {
-      const Range rows = row_tile(num_rows, t);
-      const float* tile = packed + rows.begin * w.K;
-      float sum[kTileRows][kPanelRows] = {}, weights[kPanelRows];
-      for (int64_t k = 0; k < w.K; ++k) {
-        load_weights(w, w.panel(p), k, weights);
-        for (int64_t r = 0; r < rows.size(); ++r) {
-          for (int i = 0; i < kPanelRows; ++i) sum[r][i] += tile[k * rows.size() + r] * weights[i];
-        }
-      }
-      for (int64_t r = 0; r < rows.size(); ++r)
-        store_outputs(sum[r], p * kPanelRows, w.N, bias, y + (rows.begin + r) * y_stride);
-    }
-  }
+  const auto load = [&](int64_t p, int64_t k, float* out) { load_weights(w, w.panel(p), k, out); };
+  scalar::gemm(packed, num_rows, w, load, panels, bias, y, y_stride);
 }
 
 }  // namespace

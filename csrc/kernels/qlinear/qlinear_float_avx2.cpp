@@ -3,8 +3,8 @@
 //
 //   gemv  few rows: P panels from far-apart parts of the share, weights expanded in registers
 //   gemm  blocks of k × blocks of rows: each panel block is expanded to f32 [k][16] in 16 KiB of stack, then the
-//   register
-//         tiles of linear run over it; while they compute, the codes of the next block are prefetched
+//   register tiles of linear run
+//         over it; while they compute, the codes of the next block are prefetched
 //
 // A vector of a block holds kColumns columns of 8 outputs: column j is at bit 8j of its lane (4 bit: columns 4 … 7 at
 // 8j + 4). A format says how column j becomes f32: the integer or the fp8 value; one product by the scale follows.
@@ -186,20 +186,8 @@ __attribute__((noinline)) void gemv_tile(const float* const* x, const QuantWeigh
   });
 }
 
-// `P` streams over a range of panels; what does not divide by P is done one panel at a time.
 template <DType D, int P, int R>
-void gemv_rows(const RowSource& source, const QuantWeight& w, Range range, const float* bias, float* y,
-               int64_t y_stride) {
-  const float* x[R];
-  unroll<R>([&](auto r) { x[r] = source.row(r); });
-  const int64_t share = range.size() / P;
-  for (int64_t i = 0; i < share; ++i) {
-    int64_t panels[P];
-    unroll<P>([&](auto p) { panels[p] = range.begin + p * share + i; });
-    gemv_tile<D, P, R>(x, w, panels, bias, y, y_stride);
-  }
-  for (int64_t p = range.begin + share * P; p < range.end; ++p) gemv_tile<D, 1, R>(x, w, &p, bias, y, y_stride);
-}
+constexpr auto gemv_rows = gemv_streams<P, R, QuantWeight, gemv_tile<D, P, R>, gemv_tile<D, 1, R>>;
 
 constexpr int64_t kMaxGemvRows = 4;
 using GemvFunction = void (*)(const RowSource&, const QuantWeight&, Range, const float*, float*, int64_t);
