@@ -13,11 +13,12 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from friendli_runtime.loaded_model import BLOCK_SIZE, kv_layers_block_bytes
 
 from .artifact import writer
 from .artifact.folder import OutputFolder
@@ -29,7 +30,7 @@ from .frontend.trace import TracedModel, trace_model
 from .ir.graph import Graph, GraphError
 from .lora.fuse import FusedAdapters, fuse_adapters
 from .passes import run_pipeline
-from .plan.model import ITEM_BYTES, Plan
+from .plan.model import Plan
 from .plan.planner import make_plan
 from .progress import Phase, Progress, debug_level
 from .quality.gate import QualityOptions
@@ -112,16 +113,15 @@ def build_artifact(
     dtype = choose_dtype(options.dtype, checkpoint, traced, notes)
     graph, base = plan_model(traced, dtype, progress)
     policy = parse_policy(options.quantize or "none", options.quantize_layers)
-    folder.require_space(sum(spec.num_bytes for spec in base.weights))
     calibration = Calibration(folder.path / "calibration")
     packings = _packings(folder.path, graph, base, calibration, checkpoint, traced, dtype)
+    folder.require_space(disk_bytes(graph, base, policy, dtype, packings, has_gate=options.quality is not None))
     if policy.quantizes:
         _calibrate(calibration, packings, assign_schemes(graph, base, policy), _vocabulary(source, traced), traced, progress)
         packings.policy, packings.quantized = policy, _quantize(graph, base, policy, calibration, dtype, checkpoint, progress)
     notes += [*traced.notes, *packings.quantized.notes, *_tokenizer_notes(source)]
     for note in notes:
         progress.note(note)
-    folder.require_space(sum(spec.num_bytes for spec in packings.quantized.plan.weights))
     with progress.phase("pack") as phase:
         _pack(folder.path, packings.quantized.plan, checkpoint, Rounding(inputs=calibration.inputs), phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
@@ -162,6 +162,15 @@ def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> tuple[Gra
     if debug_level() >= 2:
         _print_calls(plan)
     return graph, plan
+
+
+def disk_bytes(graph: Graph, base: Plan, policy: Policy, dtype: str, packings: ModelPackings, *, has_gate: bool) -> int:
+    """What compiling will write at most at one time: the artifact and, beside it, the reference that calibration and the gate run."""
+    quantized = quantize_plan(graph, base, policy, STORAGE_DTYPE[dtype], read=None)
+    num_bytes = sum(spec.num_bytes for spec in quantized.plan.weights)
+    if policy.quantizes and (has_gate or any(map(needs_inputs, quantized.schemes.values()))):
+        num_bytes += packings.reference_bytes()
+    return num_bytes
 
 
 def _verify_fused(fused: FusedAdapters, checkpoint: Checkpoint, progress: Progress) -> None:
@@ -300,19 +309,23 @@ def make_report(plan: Plan, notes: list[str]) -> dict[str, Any]:
     by_dtype = Counter[str]()
     for spec in plan.weights:
         by_dtype[f"{spec.dtype} {spec.layout}"] += spec.num_bytes
-    kv_item_bytes = ITEM_BYTES[plan.kv_dtype]
-    kv_elements = sum(k.num_kv_heads * (k.k_head_dim + -(-k.v_head_dim // 8) * 8) for k in plan.kv_layers)
     return {
         "memory": {
             "weight_bytes": sum(weight_bytes.values()),
             "weight_bytes_by_layout": dict(sorted(by_dtype.items())),
-            "kv_bytes_per_token": kv_elements * kv_item_bytes,
+            "kv_bytes_per_token": kv_bytes_per_token(plan, plan.kv_dtype),
             "activation_bytes_per_token": plan.arenas["num_tokens"],
             "activation_bytes_per_logit_row": plan.arenas["num_logits"],
         },
         "ops": dict(sorted(per_op.items())),
         "notes": notes,
     }
+
+
+def kv_bytes_per_token(plan: Plan, kv_dtype: str) -> int:
+    """Bytes that one token takes in the KV cache over all layers, with padding and scales; `kv_dtype`: f32, bf16 or i8."""
+    layers = [asdict(layer) for layer in plan.kv_layers]
+    return kv_layers_block_bytes(layers, kv_dtype) // BLOCK_SIZE
 
 
 def _pack(folder: Path, plan: Plan, checkpoint: Checkpoint, rounding: Rounding, phase: Phase) -> None:

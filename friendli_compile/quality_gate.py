@@ -51,6 +51,10 @@ class ModelPackings:
     def reference(self) -> Runnable:
         return self._unquantized(self._source_dtype)
 
+    def reference_bytes(self) -> int:
+        """What `reference` takes on disk."""
+        return sum(spec.num_bytes for spec in self._quantize(Policy(), self._source_dtype).plan.weights)
+
     def unquantized(self) -> Runnable:
         return self._unquantized(self._dtype)
 

@@ -52,7 +52,7 @@ class OutputFolder:
         """Raises OutputError when the disk has less than `num_bytes` free: better now than after minutes of packing."""
         free_bytes = shutil.disk_usage(self.path).free
         if free_bytes < num_bytes:
-            what = f"the artifact needs {num_bytes / 1e9:.2f} GB, the disk has {free_bytes / 1e9:.2f} GB free"
+            what = f"compiling needs {num_bytes / 1e9:.2f} GB, the disk has {free_bytes / 1e9:.2f} GB free"
             raise OutputError(what, where=str(self.target.parent), hint="free some space or choose an --output-dir on another disk")
 
     def commit(self) -> None:

@@ -10,7 +10,7 @@ import click
 from .table import size, table
 
 if TYPE_CHECKING:
-    from ..frontend.check import CheckReport
+    from ..check import CheckReport
 
 EXAMPLES = """\b
 Examples:

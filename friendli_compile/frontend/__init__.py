@@ -3,5 +3,4 @@
 source = load_source("org/name")            source.py       the folder, its config and files
 traced = trace_model(source)                trace.py        the graph, or UnsupportedModel
 weights = Checkpoint(source, traced)        checkpoint.py   parameters as float32, one at a time
-report = check_model("org/name")            check.py        supported or not, memory, without weights
 """

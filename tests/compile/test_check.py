@@ -25,8 +25,10 @@ def test_check_needs_only_a_config_and_answers_in_text_and_json(tmp_path: Path, 
     report = json.loads(capsys.readouterr().out)
     assert report["supported"] and report["architecture"] == "Qwen3ForCausalLM" and report["num_params"] > 10_000
     weights = report["weight_bytes"]
-    assert weights["4bit"] < weights["8bit"] < weights["bf16"] and weights.keys() == report["fits_in_gib"].keys()
-    assert report["kv_bytes_per_token"] == {"fp32": 2 * 2 * 2 * 16 * 4, "bf16": 2 * 2 * 2 * 16 * 2}
+    assert weights["4bit"] < weights["8bit"] < weights["bf16"] < weights["fp32"] == 4 * report["num_params"]
+    assert weights.keys() == report["fits_in_gib"].keys() and report["fits_in_gib"]["bf16"] == 4
+    heads = 2 * 2  # layers × heads, of 16 dims
+    assert report["kv_bytes_per_token"] == {"fp32": heads * 32 * 4, "bf16": heads * 32 * 2, "int8": heads * (32 + 2 * 4)}
     assert run_cli(["check", str(folder), "--max-context", "100"]) == 0
     assert "context 100 tokens" in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from friendli_runtime.artifact import Artifact
+from friendli_runtime.loaded_model import BLOCK_SIZE, kv_block_bytes
 
 from friendli_compile.compile import CompileOptions, compile_model, model_name
 
@@ -49,6 +50,12 @@ def test_a_bf16_checkpoint_is_stored_as_bf16_without_being_asked(compiled: Path)
     assert artifact.manifest["model"]["dtype"] == "bf16" and artifact.kv_dtype == "bf16"
     matrices = {name: weight["dtype"] for name, weight in artifact.plan["weights"].items() if len(weight["dims"]) == 2 and "proj" in name}
     assert matrices and set(matrices.values()) == {"bf16"}
+
+
+def test_the_reported_size_of_the_kv_cache_is_what_serving_takes(compiled: Path) -> None:
+    artifact = Artifact.open(compiled)
+    memory = json.loads((compiled / "report.json").read_text())["memory"]
+    assert memory["kv_bytes_per_token"] * BLOCK_SIZE == kv_block_bytes(artifact, artifact.kv_dtype)
 
 
 def test_a_passed_self_check_is_recorded(compiled: Path) -> None:

@@ -5,6 +5,7 @@ How good the embedded model stays is tested in tests/quality/test_embedded.py.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from friendli_compile.artifact.folder import OutputFolder
 from friendli_compile.cli import run_cli
 from friendli_compile.compile import CompileOptions, build_artifact
-from friendli_compile.errors import CheckpointError, FmoError
+from friendli_compile.errors import CheckpointError, FmoError, OutputError
 from friendli_compile.frontend.source import ModelSource, load_source
 from friendli_compile.frontend.trace import TracedModel, trace_model
 from friendli_compile.progress import Progress
@@ -55,6 +56,17 @@ def test_what_was_asked_for_is_in_the_manifest_and_patterns_change_layers(tiny: 
     assert weights["model.layers.0.self_attn.o_proj.weight"]["layout"] == "panel16"
     assert weights["model.layers.1.self_attn.o_proj.weight"]["dtype"] == "i4"
     assert weights["model.layers.0.mlp.down_proj.weight"]["group"] == 96, "the last pattern wins"
+
+
+def test_a_disk_that_holds_the_artifact_but_not_the_reference_beside_it_is_refused_at_once(
+    tiny: tuple[ModelSource, TracedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact_bytes = sum(path.stat().st_size for path in build(*tiny, tmp_path / "fits", "4bit").rglob("*"))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=artifact_bytes))
+    with pytest.raises(OutputError, match="compiling needs"):
+        build(*tiny, tmp_path / "out", "4bit")
+    build(*tiny, tmp_path / "out", "w7a8")  # rounds without calibration: no reference
 
 
 def test_a_weight_that_is_infinite_is_refused_by_name_and_nothing_is_left(tiny: tuple[ModelSource, TracedModel], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tracing: nothing is dropped silently, nothing is loaded, and the report is right."""
+"""Tracing: nothing is dropped silently, and nothing is loaded."""
 
 import copy
 import subprocess
@@ -12,7 +12,6 @@ from transformers.models.llama import modeling_llama
 from transformers.models.mixtral import modeling_mixtral
 
 from friendli_compile.errors import UnsupportedModel
-from friendli_compile.frontend.check import check_model, report_of
 from friendli_compile.frontend.expert_acts import classify_experts
 from friendli_compile.frontend.interfaces import MaskSpec, _attention
 from friendli_compile.frontend.trace import build_skeleton, trace_model
@@ -120,20 +119,3 @@ def test_a_70_billion_parameter_config_is_traced_in_less_than_4_gib() -> None:
     output = subprocess.run([sys.executable, "-c", LLAMA_70B], check=True, capture_output=True, text=True).stdout
     num_params, peak_bytes = map(int, output.split())
     assert num_params > 70e9 and peak_bytes < 4 << 30
-
-
-def test_a_check_reports_sizes_and_where_they_fit(tmp_path: Any) -> None:
-    report = report_of("tiny", traced("llama"))
-    shapes = traced("llama").param_shapes
-    vectors = sum(shape[0] for shape in shapes.values() if len(shape) == 1)
-    assert report.supported and report.num_params == sum(torch.Size(shape).numel() for shape in shapes.values())
-    assert report.weight_bytes == {"fp32": 4 * report.num_params, "bf16": 2 * report.num_params + 2 * vectors}
-    assert report.kv_bytes_per_token == {"fp32": 2 * 2 * (16 + 16) * 4, "bf16": 2 * 2 * (16 + 16) * 2}
-    assert report.fits_in_gib["bf16"] == 4 and report.num_kv_layers == 2
-
-
-def test_a_check_of_an_unsupported_model_says_why_and_where(tmp_path: Any) -> None:
-    tiny_config("lfm2").save_pretrained(tmp_path)
-    report = check_model(str(tmp_path))
-    assert not report.supported and report.module == "model.layers.0.conv" and report.source_line and "nn.conv1d" in report.why
-    assert report.to_json()["architecture"]
