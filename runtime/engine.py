@@ -172,7 +172,7 @@ class Engine:
         params = replace(params, seed=params.sample_seeds())
         masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
         first_mask = constraint.first_mask if constraint is not None else None
-        prompt = [int(token_id) for token_id in prompt_ids]
+        prompt = list(map(int, prompt_ids))
         used = self.adapters.acquire(adapter) if adapter is not None else None
         try:
             return self._submit(prompt, params, first_mask, _Request(sink, params.n, masks, [0] * len(masks), used))

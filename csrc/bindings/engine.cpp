@@ -1,7 +1,7 @@
 // friendli_runtime._core.Engine: the step loop for Python, and `sample_token`, one call of the sampler.
 //
-// The model is a `_core.Executor`, called without the GIL, or any object with the same `forward`, `num_blocks` (and
-// optionally `block_size`): a model written in Python, which the tests of the engine use.
+// The model is a `_core.Executor`, called without the GIL, or any object with the same `forward`, `copy_block` and
+// `num_blocks` (and optionally `block_size`): a model written in Python, which the tests of the engine use.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -85,22 +85,30 @@ nb::object copied_array(const int32_t* data, std::initializer_list<size_t> shape
   return nb::cast(IntArray(copy, shape.size(), shape.begin(), owner));
 }
 
-// A model in Python: takes the arrays of `Executor.forward` and returns f32 [num_logits, vocab_size].
+// A model in Python: `forward` takes the arrays of `Executor.forward` and returns f32 [num_logits, vocab_size].
 class PythonModel {
- public:
-  PythonModel(nb::handle model, int64_t vocab_size) : model_(model), vocab_size_(vocab_size) {}
-
-  LogitsView operator()(const Batch& batch) {
+  template <typename Call>
+  static auto with_gil(Call call) {
     const nb::gil_scoped_acquire gil;
     try {
-      return forward(batch);
+      return call();
     } catch (const std::exception& error) {  // a Python exception must not leave the GIL's scope
       throw std::runtime_error(error.what());
     }
   }
 
- private:
+ public:
+  PythonModel(nb::handle model, int64_t vocab_size) : model_(model), vocab_size_(vocab_size) {}
+
   LogitsView forward(const Batch& batch) {
+    return with_gil([&] { return call_forward(batch); });
+  }
+  void copy_block(int32_t source_block, int32_t target_block) {
+    with_gil([&] { model_.attr("copy_block")(source_block, target_block); });
+  }
+
+ private:
+  LogitsView call_forward(const Batch& batch) {
     const auto num_tokens = static_cast<size_t>(batch.num_tokens);
     const auto num_seqs = static_cast<size_t>(batch.num_seqs);
     const auto num_logits = static_cast<size_t>(batch.num_logits);
@@ -139,12 +147,14 @@ void require_at_most(const char* name, int64_t value, int64_t limit, const char*
                               limit_name + " = " + std::to_string(limit) + "; bind it for more or lower " + name);
 }
 
-ForwardFn forward_of(nb::handle model, EngineOptions& options) {
+Model model_of(nb::handle model, EngineOptions& options) {
   if (!nb::isinstance<Executor>(model)) {
     options.scheduler.num_blocks = attribute<int64_t>(model, "num_blocks");
     if (nb::hasattr(model, "block_size")) options.scheduler.block_size = attribute<int64_t>(model, "block_size");
     options.scheduler.max_num_logits = options.scheduler.max_num_tokens;
-    return PythonModel(model, options.vocab_size);
+    auto python = std::make_shared<PythonModel>(model, options.vocab_size);
+    return {[python](const Batch& batch) { return python->forward(batch); },
+            [python](int32_t source_block, int32_t target_block) { python->copy_block(source_block, target_block); }};
   }
   auto* executor = nb::cast<Executor*>(model);
   options.scheduler.num_blocks = executor->num_blocks();
@@ -154,10 +164,11 @@ ForwardFn forward_of(nb::handle model, EngineOptions& options) {
   options.scheduler.max_num_logits = executor->max_num_logits();
   require_at_most("max_context_len", options.max_context_len, executor->max_context_len(), "max_context_len");
   require_at_most("vocab_size", options.vocab_size, executor->vocab_size(), "vocab_size");
-  return [executor](const Batch& batch) -> LogitsView {
-    executor->forward(batch);
-    return {executor->logits(), executor->logits_stride()};
-  };
+  return {[executor](const Batch& batch) -> LogitsView {
+            executor->forward(batch);
+            return {executor->logits(), executor->logits_stride()};
+          },
+          [executor](int32_t source_block, int32_t target_block) { executor->copy_block(source_block, target_block); }};
 }
 
 nb::tuple event_row(const TokenEvent& event) {
@@ -178,8 +189,8 @@ nb::tuple event_row(const TokenEvent& event) {
 class PyEngine {
  public:
   PyEngine(nb::object model, EngineOptions options, int64_t max_queue_len) : model_(std::move(model)) {
-    ForwardFn forward = forward_of(model_, options);
-    loop_ = std::make_unique<StepLoop>(options, max_queue_len, std::move(forward));
+    Model model_in_use = model_of(model_, options);
+    loop_ = std::make_unique<StepLoop>(options, max_queue_len, std::move(model_in_use));
   }
   ~PyEngine() {
     const nb::gil_scoped_release release;
@@ -230,6 +241,7 @@ class PyEngine {
     result["num_bad_rows"] = stats.counters.num_bad_rows;
     result["last_step_s"] = static_cast<double>(stats.last_step_ns) * 1e-9;
     result["busy_s"] = static_cast<double>(stats.busy_ns) * 1e-9;
+    result["model_s"] = static_cast<double>(stats.model_ns) * 1e-9;
     result["heartbeat_age_s"] = loop_->heartbeat_age_s();
     return result;
   }
@@ -275,14 +287,21 @@ void bind_prefix_cache(nb::module_& m) {
           "find",
           [](const PrefixCache& self, const ScopePair& scope, const TokenIds& tokens) {
             std::vector<int32_t> blocks;
-            self.find(scope_of(scope), tokens, blocks);
-            return blocks;
+            const PartialBlock partial = self.find(scope_of(scope), tokens, blocks);
+            return nb::make_tuple(blocks, partial.num_tokens == 0 ? nb::object(nb::none()) : nb::cast(partial.block),
+                                  partial.num_tokens);
           },
-          nb::arg("scope"), nb::arg("tokens"))
+          nb::arg("scope"), nb::arg("tokens"),
+          "(full blocks of the known head, the block of which the first cells hold what follows or None, how many)")
       .def(
           "publish",
           [](PrefixCache& self, const ScopePair& scope, std::optional<int32_t> parent, const TokenIds& tokens,
              int32_t block) { return self.publish(scope_of(scope), parent.value_or(kNoBlock), tokens, block); },
+          nb::arg("scope"), nb::arg("parent").none(), nb::arg("tokens"), nb::arg("block"))
+      .def(
+          "publish_tail",
+          [](PrefixCache& self, const ScopePair& scope, std::optional<int32_t> parent, const TokenIds& tokens,
+             int32_t block) { self.publish_tail(scope_of(scope), parent.value_or(kNoBlock), tokens, block); },
           nb::arg("scope"), nb::arg("parent").none(), nb::arg("tokens"), nb::arg("block"))
       .def("forget", &PrefixCache::forget, nb::arg("block"))
       .def(

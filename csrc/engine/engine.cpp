@@ -32,9 +32,9 @@ EngineOptions checked(const EngineOptions& options) {
 
 }  // namespace
 
-Engine::Engine(const EngineOptions& options, ForwardFn forward)
+Engine::Engine(const EngineOptions& options, Model model)
     : options_(checked(options)),
-      forward_(std::move(forward)),
+      model_(std::move(model)),
       scheduler_(options.scheduler),
       sampler_(options.vocab_size) {
   const auto max_num_seqs = static_cast<size_t>(options.scheduler.max_num_seqs);
@@ -150,6 +150,7 @@ bool Engine::begin_step() {
   forget_finished();
   if (!has_work()) return false;
   chunks_ = scheduler_.schedule();
+  copy_blocks();
   if (chunks_.empty()) {
     is_stalled_ = scheduler_.is_waiting_for_masks();
     if (is_stalled_) return false;
@@ -158,11 +159,17 @@ bool Engine::begin_step() {
   build_batch();
   forward_error_.clear();
   try {
-    logits_ = forward_(batch_);
+    logits_ = model_.forward(batch_);
   } catch (const std::exception& error) {
     forward_error_ = std::string("the model failed: ") + error.what();
   }
   return true;
+}
+
+void Engine::copy_blocks() {
+  for (const BlockCopy& copy : scheduler_.block_copies()) {
+    if (copy.source != copy.target) model_.copy_block(copy.source, copy.target);
+  }
 }
 
 void Engine::finish_step() {

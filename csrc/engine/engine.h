@@ -38,6 +38,12 @@ struct LogitsView {
 
 using ForwardFn = std::function<LogitsView(const Batch&)>;
 
+// What the engine needs of a model: a step, and to copy the content of one KV block to another between steps.
+struct Model {
+  ForwardFn forward;
+  std::function<void(int32_t source_block, int32_t target_block)> copy_block;
+};
+
 struct EngineOptions {
   SchedulerOptions scheduler;
   int64_t max_context_len = 0;  // prompt + output
@@ -77,7 +83,7 @@ struct EngineCounters {
 
 class Engine {
  public:
-  Engine(const EngineOptions& options, ForwardFn forward);
+  Engine(const EngineOptions& options, Model model);
 
   // Checks prompt and parameters and makes the request. Reads only the options, so any thread may call it.
   // Throws std::invalid_argument or RequestTooLargeError.
@@ -114,6 +120,7 @@ class Engine {
 
  private:
   int64_t total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const;
+  void copy_blocks();
   void build_batch();
   void append_rows(const Chunk& chunk);
   Sequence* find_sample(int64_t request_id, int32_t sample_idx);
@@ -126,7 +133,7 @@ class Engine {
   void forget_finished();
 
   EngineOptions options_;
-  ForwardFn forward_;
+  Model model_;
   Scheduler scheduler_;
   Sampler sampler_;
   RequestTable requests_;

@@ -1,7 +1,6 @@
 #include "engine/prefix_cache.h"
 
 #include <algorithm>
-#include <bit>
 #include <stdexcept>
 #include <string>
 
@@ -9,14 +8,28 @@
 
 namespace fmo {
 
+namespace {
+
+constexpr int64_t kMaxCompared = 128;  // blocks with an equal first token: bounds the time of a search
+
+// How many tokens both begin with.
+int64_t common_len(std::span<const int32_t> a, std::span<const int32_t> b) {
+  return std::ranges::mismatch(a, b).in1 - a.begin();
+}
+
+}  // namespace
+
 PrefixCache::PrefixCache(int64_t num_blocks, int64_t block_size, uint64_t hash_seed)
-    : pool_(num_blocks), block_size_(block_size), hash_seed_(hash_seed) {
+    : pool_(num_blocks),
+      block_size_(block_size),
+      hash_seed_(hash_seed),
+      by_tokens_(num_blocks),
+      by_first_token_(num_blocks) {
   if (block_size < 1) {
     throw std::invalid_argument("block_size is " + std::to_string(block_size) + ", expected at least 1");
   }
   nodes_.resize(static_cast<size_t>(num_blocks));
   tokens_.resize(static_cast<size_t>(num_blocks * block_size));
-  table_.assign(std::bit_ceil(2 * static_cast<size_t>(num_blocks)), kNoBlock);
 }
 
 int32_t PrefixCache::allocate() {
@@ -34,47 +47,47 @@ void PrefixCache::release(int32_t block) {
   if (is_unused(block)) append_unused(block);
 }
 
-void PrefixCache::find(const CacheScope& scope, std::span<const int32_t> tokens, std::vector<int32_t>& blocks) const {
+PartialBlock PrefixCache::find(const CacheScope& scope, std::span<const int32_t> tokens,
+                               std::vector<int32_t>& blocks) const {
   const auto block_size = static_cast<size_t>(block_size_);
   int32_t parent = kNoBlock;
   for (; tokens.size() >= block_size; tokens = tokens.subspan(block_size)) {
     const auto head = tokens.first(block_size);
-    parent = lookup(scope, parent, head, hash_of(scope, parent, head));
-    if (parent == kNoBlock) return;
-    blocks.push_back(parent);
+    const int32_t block = lookup(scope, parent, head, hash_of(scope, parent, head));
+    if (block == kNoBlock) break;
+    blocks.push_back(parent = block);
   }
+  return lookup_partial(scope, parent, tokens);
 }
 
 int32_t PrefixCache::publish(const CacheScope& scope, int32_t parent, std::span<const int32_t> tokens, int32_t block) {
   const uint64_t hash = hash_of(scope, parent, tokens);
   const int32_t known = lookup(scope, parent, tokens, hash);
-  if (known != kNoBlock) {
-    retain(known);
-    release(block);
-    return known;
+  if (known == kNoBlock) {
+    insert(scope, parent, tokens, block, hash);
+    return block;
   }
-  Node& added = node(block);
-  added.scope = scope;
-  added.hash = hash;
-  added.parent = parent;
-  added.is_known = true;
-  std::copy(tokens.begin(), tokens.end(), tokens_.begin() + block * block_size_);
-  if (parent != kNoBlock) ++node(parent).num_children;
-  insert(block);
-  pool_.retain(block);
-  return block;
+  retain(known);
+  release(block);
+  return known;
+}
+
+void PrefixCache::publish_tail(const CacheScope& scope, int32_t parent, std::span<const int32_t> tokens,
+                               int32_t block) {
+  const auto num_tokens = static_cast<int64_t>(tokens.size());
+  if (lookup_partial(scope, parent, tokens).num_tokens < num_tokens) insert(scope, parent, tokens, block, 0);
 }
 
 bool PrefixCache::forget(int32_t block) {
-  const Node& known = nodes_.at(static_cast<size_t>(block));
-  if (!known.is_known || known.num_children > 0 || pool_.ref_count(block) != 2) return false;
+  if (!is_known(block) || node(block).num_children > 0 || pool_.ref_count(block) != 2) return false;
   erase(block);
   pool_.release(block);
   return true;
 }
 
 std::span<const int32_t> PrefixCache::tokens_of(int32_t block) const {
-  return std::span(tokens_).subspan(static_cast<size_t>(block * block_size_), static_cast<size_t>(block_size_));
+  return std::span(tokens_).subspan(static_cast<size_t>(block * block_size_),
+                                    static_cast<size_t>(node(block).num_tokens));
 }
 
 uint64_t PrefixCache::hash_of(const CacheScope& scope, int32_t parent, std::span<const int32_t> tokens) const {
@@ -87,9 +100,7 @@ uint64_t PrefixCache::hash_of(const CacheScope& scope, int32_t parent, std::span
 // kNoBlock: nothing is known of these tokens after this parent.
 int32_t PrefixCache::lookup(const CacheScope& scope, int32_t parent, std::span<const int32_t> tokens,
                             uint64_t hash) const {
-  const size_t mask = table_.size() - 1;
-  for (size_t slot = hash & mask; table_[slot] != kNoBlock; slot = (slot + 1) & mask) {
-    const int32_t block = table_[slot];
+  for (int32_t block = by_tokens_.first(hash); block != kNoBlock; block = by_tokens_.after(block)) {
     const Node& known = node(block);
     if (known.hash == hash && known.parent == parent && known.scope == scope &&
         std::ranges::equal(tokens_of(block), tokens)) {
@@ -99,29 +110,48 @@ int32_t PrefixCache::lookup(const CacheScope& scope, int32_t parent, std::span<c
   return kNoBlock;
 }
 
-void PrefixCache::insert(int32_t block) {
-  const size_t mask = table_.size() - 1;
-  size_t slot = node(block).hash & mask;
-  while (table_[slot] != kNoBlock) slot = (slot + 1) & mask;
-  table_[slot] = block;
+// Among the newest blocks that go on like `tokens` for at least one token, the one that does so for longest.
+PartialBlock PrefixCache::lookup_partial(const CacheScope& scope, int32_t parent,
+                                         std::span<const int32_t> tokens) const {
+  PartialBlock best;
+  if (tokens.empty()) return best;
+  const auto num_wanted = std::min(static_cast<int64_t>(tokens.size()), block_size_ - 1);
+  int64_t num_left = kMaxCompared;
+  for (int32_t block = by_first_token_.first(hash_of(scope, parent, tokens.first(1)));
+       block != kNoBlock && best.num_tokens < num_wanted && num_left-- > 0; block = by_first_token_.after(block)) {
+    const Node& known = node(block);
+    if (known.parent != parent || !(known.scope == scope)) continue;
+    const int64_t num_tokens = std::min(common_len(tokens_of(block), tokens), num_wanted);
+    if (num_tokens > best.num_tokens) best = {block, num_tokens};
+  }
+  return best;
 }
 
-// Takes the block out of tree and table. Later entries of the same run move up, so that no lookup ends too early.
+void PrefixCache::insert(const CacheScope& scope, int32_t parent, std::span<const int32_t> tokens, int32_t block,
+                         uint64_t hash) {
+  Node& added = node(block);
+  added.scope = scope;
+  added.hash = hash;
+  added.parent = parent;
+  added.num_tokens = static_cast<int32_t>(tokens.size());
+  std::copy(tokens.begin(), tokens.end(), tokens_.begin() + block * block_size_);
+  if (parent != kNoBlock) ++node(parent).num_children;
+  if (added.num_tokens == block_size_) by_tokens_.insert(hash, block);
+  by_first_token_.insert(hash_of_first(block), block);
+  pool_.retain(block);
+}
+
 void PrefixCache::erase(int32_t block) {
-  const size_t mask = table_.size() - 1;
-  size_t hole = node(block).hash & mask;
-  while (table_[hole] != block) hole = (hole + 1) & mask;
-  for (size_t slot = (hole + 1) & mask; table_[slot] != kNoBlock; slot = (slot + 1) & mask) {
-    const size_t home = node(table_[slot]).hash & mask;
-    if (((slot - home) & mask) < ((slot - hole) & mask)) continue;  // its home lies after the hole
-    table_[hole] = table_[slot];
-    hole = slot;
-  }
-  table_[hole] = kNoBlock;
   Node& gone = node(block);
+  if (gone.num_tokens == block_size_) by_tokens_.erase(gone.hash, block);
+  by_first_token_.erase(hash_of_first(block), block);
   if (gone.parent != kNoBlock) --node(gone.parent).num_children;
-  gone.is_known = false;
+  gone.num_tokens = 0;
   gone.parent = kNoBlock;
+}
+
+uint64_t PrefixCache::hash_of_first(int32_t block) const {
+  return hash_of(node(block).scope, node(block).parent, tokens_of(block).first(1));
 }
 
 void PrefixCache::append_unused(int32_t block) {
@@ -155,7 +185,7 @@ void PrefixCache::check_invariants(std::span<const int32_t> num_users) const {
   };
   std::vector<int32_t> num_children(nodes_.size(), 0);
   std::vector<bool> is_listed(nodes_.size(), false);
-  int64_t num_listed = 0, num_owned = 0, num_known = 0;
+  int64_t num_listed = 0, num_owned = 0, num_known = 0, num_full = 0;
   for (int32_t block = oldest_, older = kNoBlock; block != kNoBlock; older = block, block = node(block).newer) {
     require(++num_listed <= num_blocks() && node(block).older == older, "the list of unused blocks is broken");
     require(!is_listed[static_cast<size_t>(block)], "a block is listed twice");
@@ -167,17 +197,22 @@ void PrefixCache::check_invariants(std::span<const int32_t> num_users) const {
   for (int32_t block = 0; block < num_blocks(); ++block) {
     const Node& known = node(block);
     const int32_t users = num_users[static_cast<size_t>(block)];
-    require(pool_.ref_count(block) == users + (known.is_known ? 1 : 0),
+    require(pool_.ref_count(block) == users + (is_known(block) ? 1 : 0),
             "a block is not owned as often as it is counted");
-    require(is_listed[static_cast<size_t>(block)] == (known.is_known && users == 0),
+    require(is_listed[static_cast<size_t>(block)] == (is_known(block) && users == 0),
             "the list of unused blocks does not hold exactly those");
     num_owned += pool_.ref_count(block) > 0;
-    if (!known.is_known) continue;
+    if (!is_known(block)) continue;
     ++num_known;
-    require(lookup(known.scope, known.parent, tokens_of(block), known.hash) == block, "a known block is not found");
+    if (known.num_tokens == block_size_) {
+      ++num_full;
+      require(lookup(known.scope, known.parent, tokens_of(block), known.hash) == block, "a full block is not found");
+    } else {
+      require(users == 0 && known.num_children == 0, "a tail is used, or something follows it");
+    }
     if (known.parent == kNoBlock) continue;
     ++num_children[static_cast<size_t>(known.parent)];
-    require(node(known.parent).is_known, "a known block hangs on a forgotten one");
+    require(node(known.parent).num_tokens == block_size_, "a known block hangs on one that is not full or forgotten");
     require(node(known.parent).scope == known.scope, "a block hangs on one of another scope");
     require(users <= num_users[static_cast<size_t>(known.parent)], "a block is used without its parent");
   }
@@ -185,8 +220,8 @@ void PrefixCache::check_invariants(std::span<const int32_t> num_users) const {
     require(num_children[block] == nodes_[block].num_children, "a block has more or fewer children than counted");
   }
   require(num_owned == pool_.num_used(), "the free list does not match the reference counts");
-  const auto num_filled = std::ranges::count_if(table_, [](int32_t block) { return block != kNoBlock; });
-  require(num_filled == num_known, "the table holds more or fewer blocks than are known");
+  require(by_tokens_.num_filled() == num_full && by_first_token_.num_filled() == num_known,
+          "an index holds more or fewer blocks than are known");
 }
 
 }  // namespace fmo

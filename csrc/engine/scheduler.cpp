@@ -27,6 +27,7 @@ Scheduler::Scheduler(const SchedulerOptions& options)
   require_at_least("ngram_size", options_.ngram_size, 0);
   running_.reserve(static_cast<size_t>(options.max_num_seqs));
   chunks_.reserve(static_cast<size_t>(options.max_num_seqs));
+  block_copies_.reserve(static_cast<size_t>(options.max_num_seqs) + 1);
   prefix_.reserve(static_cast<size_t>(options.num_blocks));
 }
 
@@ -39,6 +40,7 @@ void Scheduler::add(Request& request) {
 
 std::span<const Chunk> Scheduler::schedule() {
   chunks_.clear();
+  block_copies_.clear();
   budget_ = options_.max_num_tokens;
   make_room_for_oldest();
   schedule_decodes();
@@ -60,7 +62,7 @@ void Scheduler::make_room_for_oldest() {
   auto is_overtaken = [&] { return !running_.empty() && Older{}(&oldest, running_.back()); };
   if (!is_overtaken()) return;
   find_prefix(oldest);
-  if (waits_for_sibling(oldest, static_cast<int64_t>(prefix_.size()))) return;
+  if (waits_for_sibling(oldest)) return;
   while (is_overtaken() && (num_running() == options_.max_num_seqs || !fits(oldest, prefix_)))
     preempt(*running_.back());
   if (num_running() == options_.max_num_seqs || !fits(oldest, prefix_)) return;
@@ -96,7 +98,7 @@ void Scheduler::admit_waiting() {
   while (next != waiting_.end() && budget_ > 0 && num_running() < options_.max_num_seqs) {
     Sequence& sequence = **next;
     find_prefix(sequence);
-    if (waits_for_sibling(sequence, static_cast<int64_t>(prefix_.size()))) {
+    if (waits_for_sibling(sequence)) {
       // They share one prompt: what holds for this sample holds for the later ones.
       while (next != waiting_.end() && (*next)->request == sequence.request) ++next;
       continue;
@@ -153,20 +155,24 @@ bool Scheduler::fits(const Sequence& sequence, std::span<const int32_t> prefix) 
 }
 
 // A running sibling is computing blocks that this one could share.
-bool Scheduler::waits_for_sibling(const Sequence& sequence, int64_t num_prefix_blocks) const {
+bool Scheduler::waits_for_sibling(const Sequence& sequence) const {
   const Request& request = *sequence.request;
-  const int64_t num_shareable = (request.num_prompt_tokens - 1) / options_.block_size;
-  if (num_prefix_blocks >= num_shareable) return false;
+  const int64_t num_full_tokens = request.num_prompt_tokens / options_.block_size * options_.block_size;
+  if (num_prefix_tokens() >= std::min(num_full_tokens, request.num_prompt_tokens - 1)) return false;
   return std::ranges::any_of(request.samples, [&](const Sequence& sibling) {
-    return sibling.state == SequenceState::running && sibling.num_computed < num_shareable * options_.block_size;
+    return sibling.state == SequenceState::running && sibling.num_computed < num_full_tokens;
   });
+}
+
+int64_t Scheduler::num_prefix_tokens() const {
+  return static_cast<int64_t>(prefix_.size()) * options_.block_size + partial_.num_tokens;
 }
 
 // The last token is left out: it is computed in any case.
 void Scheduler::find_prefix(const Sequence& sequence) {
   prefix_.clear();
   const std::span<const int32_t> tokens(sequence.tokens);
-  cache_.find(sequence.request->cache_scope, tokens.first(tokens.size() - 1), prefix_);
+  partial_ = cache_.find(sequence.request->cache_scope, tokens.first(tokens.size() - 1), prefix_);
 }
 
 void Scheduler::admit(Sequence& sequence) {
@@ -176,9 +182,11 @@ void Scheduler::admit(Sequence& sequence) {
     sequence.blocks.push_back(block);
   }
   sequence.num_published = static_cast<int64_t>(prefix_.size());
-  sequence.num_computed = sequence.num_published * options_.block_size;
+  sequence.num_computed = num_prefix_tokens();
   const auto num_wanted = static_cast<size_t>(ceil_div(sequence.num_tokens(), options_.block_size));
   while (sequence.blocks.size() < num_wanted) sequence.blocks.push_back(cache_.allocate());
+  // Copied before anything is written in this step, so it does not matter if the source has just been given away.
+  if (partial_.num_tokens > 0) block_copies_.push_back({partial_.block, sequence.blocks[prefix_.size()]});
   if (!sequence.was_admitted) {
     sequence.was_admitted = true;
     sequence.num_cached = sequence.num_computed;
@@ -194,7 +202,7 @@ void Scheduler::admit(Sequence& sequence) {
 
 void Scheduler::preempt(Sequence& sequence) {
   remove_running(sequence);
-  release_blocks(sequence);
+  release_blocks(sequence, !sequence.has_bad_rows);
   sequence.num_computed = 0;
   sequence.state = SequenceState::waiting;
   waiting_.insert(std::move(sequence.place));
@@ -208,7 +216,7 @@ void Scheduler::finish(Sequence& sequence, bool is_sound) {
   if (sequence.state == SequenceState::running) {
     remove_running(sequence);
     if (!is_sound) forget_own_blocks(sequence);
-    release_blocks(sequence);
+    release_blocks(sequence, is_sound);
   } else {
     waiting_.erase(&sequence);
     --request.num_waiting_samples;
@@ -218,17 +226,19 @@ void Scheduler::finish(Sequence& sequence, bool is_sound) {
 }
 
 void Scheduler::publish_full_blocks(Sequence& sequence) {
+  const auto block_size = static_cast<size_t>(options_.block_size);
+  const std::span<const int32_t> tokens(sequence.tokens);
   while ((sequence.num_published + 1) * options_.block_size <= sequence.num_computed) {
-    const int64_t idx = sequence.num_published++;
-    const int32_t parent = idx == 0 ? kNoBlock : sequence.blocks[static_cast<size_t>(idx - 1)];
-    int32_t& block = sequence.blocks[static_cast<size_t>(idx)];
-    block = cache_.publish(sequence.request->cache_scope, parent, tokens_of_block(sequence, idx), block);
+    const auto idx = static_cast<size_t>(sequence.num_published);
+    int32_t& block = sequence.blocks[idx];
+    block = cache_.publish(sequence.request->cache_scope, last_published(sequence),
+                           tokens.subspan(idx * block_size, block_size), block);
+    ++sequence.num_published;
   }
 }
 
-std::span<const int32_t> Scheduler::tokens_of_block(const Sequence& sequence, int64_t block_idx) const {
-  const auto block_size = static_cast<size_t>(options_.block_size);
-  return std::span(sequence.tokens).subspan(static_cast<size_t>(block_idx) * block_size, block_size);
+int32_t Scheduler::last_published(const Sequence& sequence) const {
+  return sequence.num_published == 0 ? kNoBlock : sequence.blocks[static_cast<size_t>(sequence.num_published - 1)];
 }
 
 // From the last one back to the first that somebody else uses or that something else follows.
@@ -238,7 +248,15 @@ void Scheduler::forget_own_blocks(const Sequence& sequence) {
 }
 
 // From the last to the first, so that no block is left without the ones before it.
-void Scheduler::release_blocks(Sequence& sequence) {
+void Scheduler::release_blocks(Sequence& sequence, bool keeps_tail) {
+  const int64_t num_full_tokens = sequence.num_published * options_.block_size;
+  if (keeps_tail && sequence.num_computed > num_full_tokens) {
+    const auto tail = std::span<const int32_t>(sequence.tokens)
+                          .subspan(static_cast<size_t>(num_full_tokens),
+                                   static_cast<size_t>(sequence.num_computed - num_full_tokens));
+    const int32_t block = sequence.blocks[static_cast<size_t>(sequence.num_published)];
+    cache_.publish_tail(sequence.request->cache_scope, last_published(sequence), tail, block);
+  }
   while (!sequence.blocks.empty()) {
     cache_.release(sequence.blocks.back());
     sequence.blocks.pop_back();

@@ -13,9 +13,10 @@
 // others pass, which make room again when the blocks are ready (1). A constrained sample whose mask is not there yet
 // keeps its place but gets no rows.
 //
-// Full blocks are published to the prefix cache as soon as they are computed, prompt or answer; a sequence that is
-// admitted, for the first time or after a preemption, starts with what the cache knows of its tokens. The last token is
-// always computed, because its logits are needed.
+// Full blocks are published to the prefix cache as soon as they are computed, prompt or answer, and the last, partly
+// filled one when the sequence gives it back. A sequence that is admitted, for the first time or after a preemption,
+// starts with what the cache knows of its tokens: the full blocks, and a copy of the one that goes on like it. The last
+// token is always computed, because its logits are needed.
 #pragma once
 
 #include <cstdint>
@@ -50,6 +51,12 @@ struct Chunk {
   int64_t num_logit_rows() const { return has_logits ? 1 + num_proposed : 0; }
 };
 
+// What must be done before the step writes, in this order.
+struct BlockCopy {
+  int32_t source;
+  int32_t target;
+};
+
 class Scheduler {
  public:
   explicit Scheduler(const SchedulerOptions& options);
@@ -58,6 +65,8 @@ class Scheduler {
   void add(Request& request);
   // The chunks of the next step; valid until the next call. Their blocks are in the sequences.
   std::span<const Chunk> schedule();
+  // The copies that `schedule` asks for, also when there are no chunks; valid as long as those.
+  std::span<const BlockCopy> block_copies() const { return block_copies_; }
   // The next tokens of the sequence are in the KV cache now.
   void mark_computed(Sequence& sequence, int64_t num_tokens);
   // Waiting or running → finished: gives its blocks back at once. `is_sound` false: what it alone computed is not kept
@@ -87,22 +96,25 @@ class Scheduler {
   void propose(Chunk& chunk, int64_t limit);
   bool grow_for_decode(Sequence& sequence);
   bool fits(const Sequence& sequence, std::span<const int32_t> prefix) const;
-  bool waits_for_sibling(const Sequence& sequence, int64_t num_prefix_blocks) const;
+  bool waits_for_sibling(const Sequence& sequence) const;
   void find_prefix(const Sequence& sequence);
+  int64_t num_prefix_tokens() const;
   void admit(Sequence& sequence);
   void preempt(Sequence& sequence);
   void publish_full_blocks(Sequence& sequence);
   void forget_own_blocks(const Sequence& sequence);
-  void release_blocks(Sequence& sequence);
+  void release_blocks(Sequence& sequence, bool keeps_tail);
   void remove_running(Sequence& sequence);
-  std::span<const int32_t> tokens_of_block(const Sequence& sequence, int64_t block_idx) const;
+  int32_t last_published(const Sequence& sequence) const;
 
   SchedulerOptions options_;
   PrefixCache cache_;
   std::vector<Sequence*> running_;  // oldest first
   WaitingSet waiting_;              // oldest first
   std::vector<Chunk> chunks_;
+  std::vector<BlockCopy> block_copies_;
   std::vector<int32_t> prefix_;  // blocks found for the sequence that is being admitted
+  PartialBlock partial_;         // of which what follows them can be copied
   int64_t budget_ = 0;           // rows left in the step being scheduled
   int64_t num_unstarted_requests_ = 0;
   int64_t num_preemptions_ = 0;

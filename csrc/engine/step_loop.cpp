@@ -25,8 +25,8 @@ int make_event_fd() {
 
 }  // namespace
 
-StepLoop::StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardFn forward)
-    : engine_(options, std::move(forward)), max_queue_len_(max_queue_len), event_fd_(make_event_fd()) {
+StepLoop::StepLoop(const EngineOptions& options, int64_t max_queue_len, Model model)
+    : engine_(options, timed(std::move(model))), max_queue_len_(max_queue_len), event_fd_(make_event_fd()) {
   if (max_queue_len < 1) {
     ::close(event_fd_);
     throw std::invalid_argument("max_queue_len is " + std::to_string(max_queue_len) + ", expected at least 1");
@@ -200,6 +200,17 @@ void StepLoop::read_mailbox() {
   taken_masks_.clear();
 }
 
+// Counts the time of its steps; the engine itself reads no clock.
+Model StepLoop::timed(Model model) {
+  model.forward = [this, forward = std::move(model.forward)](const Batch& batch) {
+    const int64_t start_ns = now_ns();
+    const LogitsView logits = forward(batch);
+    model_ns_ += now_ns() - start_ns;
+    return logits;
+  };
+  return model;
+}
+
 void StepLoop::publish() {
   {
     const std::lock_guard lock(mailbox_mutex_);
@@ -218,6 +229,7 @@ void StepLoop::publish() {
   stats_.num_preemptions = scheduler.num_preemptions();
   stats_.last_step_ns = last_step_ns_;
   stats_.busy_ns = busy_ns_;
+  stats_.model_ns = model_ns_;
   auto& events = engine_.events();
   if (events.empty()) return;
   const bool was_empty = outbox_.empty();

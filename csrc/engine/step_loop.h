@@ -45,13 +45,14 @@ struct EngineStats {
   int64_t num_cached_tokens = 0;
   int64_t num_preemptions = 0;
   int64_t last_step_ns = 0;
-  int64_t busy_ns = 0;  // sum of all step times
+  int64_t busy_ns = 0;   // sum of all step times
+  int64_t model_ns = 0;  // of which the model ran
 };
 
 class StepLoop {
  public:
   // `max_queue_len`: requests that may wait before their first step.
-  StepLoop(const EngineOptions& options, int64_t max_queue_len, ForwardFn forward);
+  StepLoop(const EngineOptions& options, int64_t max_queue_len, Model model);
   ~StepLoop();
   StepLoop(const StepLoop&) = delete;
   StepLoop& operator=(const StepLoop&) = delete;
@@ -105,6 +106,7 @@ class StepLoop {
   bool wait_for_work();
   void read_mailbox();
   void publish();
+  Model timed(Model model);
 
   Engine engine_;
   const int64_t max_queue_len_;
@@ -135,6 +137,7 @@ class StepLoop {
   std::vector<Mask> taken_masks_;
   int64_t last_step_ns_ = 0;
   int64_t busy_ns_ = 0;
+  int64_t model_ns_ = 0;
   std::thread thread_;
 };
 

@@ -3,25 +3,10 @@
 // of steps, preemptions and cached tokens that were watched; ends with 1 and the step when something was allocated.
 #include <array>
 #include <cstdio>
-#include <cstdlib>
-#include <new>
 
 #include "engine/random.h"
 #include "engine/step_loop.h"
-
-namespace {
-bool g_is_counting = false;
-int64_t g_num_allocations = 0;
-}  // namespace
-
-void* operator new(size_t num_bytes) {
-  g_num_allocations += g_is_counting;
-  void* memory = std::malloc(num_bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#include "tests/engine/watched_allocations.h"
 
 namespace {
 
@@ -75,7 +60,7 @@ bool run() {
                        .ngram_size = 3};
   options.max_context_len = 128;
   options.vocab_size = kVocabSize;
-  fmo::StepLoop loop(options, 16, forward);
+  fmo::StepLoop loop(options, 16, {forward, [](int32_t, int32_t) {}});
   std::vector<fmo::TokenEvent> events;
   int64_t num_submitted = 0;
   for (int64_t step = 0; step < kNumWarmUpSteps + kNumSteps; ++step) {
@@ -84,11 +69,10 @@ bool run() {
       ++num_submitted;
     }
     if (step % 13 == 0) loop.cancel(num_submitted - 2);
-    g_is_counting = step >= kNumWarmUpSteps;
+    g_num_allocations = 0;
     loop.step();
     loop.take_events(0, events);
-    g_is_counting = false;
-    if (g_num_allocations == 0) continue;
+    if (g_num_allocations == 0 || step < kNumWarmUpSteps) continue;
     std::printf("step %lld allocated %lld times\n", static_cast<long long>(step),
                 static_cast<long long>(g_num_allocations));
     return false;

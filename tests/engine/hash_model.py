@@ -66,6 +66,9 @@ class HashModel:
         logits = [self.logits(history_of_row[row]) for row in logit_rows]
         return np.stack(logits) if logits else np.zeros((0, self.vocab_size), np.float32)
 
+    def copy_block(self, source_block: int, target_block: int) -> None:
+        self.cells[target_block], self.steps[target_block] = self.cells[source_block], self.steps[source_block]
+
     def logits(self, history: tuple[int, ...]) -> np.ndarray:
         return logits_of(history, self.vocab_size)
 

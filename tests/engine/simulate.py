@@ -22,7 +22,9 @@ FLAGS = ("-std=c++20", "-O1", "-pthread")
 
 def build(main: Path, plants: Mapping[str, Sequence[tuple[str, str]]] | None = None, flags: Sequence[str] = FLAGS) -> Path:
     """The program of `main` and all sources of the engine. `plants`: file name → (text that occurs once, what it becomes) …"""
-    headers = b"".join(path.read_bytes() for path in sorted([*ENGINE.glob("*.h"), *(ROOT / "csrc/executor").glob("batch.h")]))
+    headers = b"".join(
+        path.read_bytes() for path in sorted([*ENGINE.glob("*.h"), ROOT / "csrc/executor/batch.h", *Path(__file__).parent.glob("*.h")])
+    )
     texts = {path: path.read_text() for path in [*sorted(ENGINE.glob("*.cpp")), main]}
     for name, replacements in (plants or {}).items():
         for old, new in replacements:
@@ -43,7 +45,7 @@ def _compile(source: Path, text: str, headers: bytes, flags: Sequence[str]) -> P
     digest = hashlib.sha256(headers + repr(flags).encode() + text.encode()).hexdigest()[:16]
     target = CACHE / f"{source.stem}-{digest}.o"
     if not target.exists():
-        _run_to(target, ["g++", *flags, f"-I{ROOT / 'csrc'}", "-c", "-x", "c++", "-"], text)
+        _run_to(target, ["g++", *flags, f"-I{ROOT / 'csrc'}", f"-I{ROOT}", "-c", "-x", "c++", "-"], text)
     return target
 
 

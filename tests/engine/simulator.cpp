@@ -4,42 +4,26 @@
 //
 //   simulator FIRST_SEED NUM_SEEDS [--trace]
 //
-// What happens: bursts of requests with common heads, conversations that go on, several scopes (tenants, adapters),
-// n > 1, constrained samples whose masks come late, cancellations before and during the model's run, deadlines, a full
-// queue, too few blocks, allocations that fail at submit, a model that throws, scores that are NaN, guesses on texts
-// that repeat and on texts that do not. What must hold, every step: the invariants of the scheduler; no sequence reads
-// a cell that another scope, a later step or another token filled; every token is the one that its sample gets alone,
-// from a reference that uses only the sampler; every sample ends exactly once, and for the right reason; what was
-// cancelled ends in that step; the oldest request finishes within 3 times its fair share of steps. At the end
-// everything has ended and no block is used.
+// What happens: bursts of requests with common heads, conversations that go on, several tenants, adapters that are
+// loaded anew when nobody uses them, n > 1, constrained samples whose masks come late, cancellations before and during
+// the model's run, deadlines, a full queue, too few blocks, allocations that fail at submit, a model that throws,
+// scores that are NaN, guesses on texts that repeat and on texts that do not. What must hold, every step: the
+// invariants of the scheduler; no sequence reads a cell that another tenant, another adapter, a later step or another
+// token filled; every token is the one that its sample gets alone, from a reference that uses only the sampler; every
+// sample ends exactly once, and for the right reason; what was cancelled ends in that step; the oldest request finishes
+// within 3 times its fair share of steps. At the end everything has ended and no block is used.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
 #include <map>
-#include <new>
 #include <set>
 #include <string>
 
 #include "engine/random.h"
 #include "engine/step_loop.h"
-
-// ---- allocations that fail on demand ----
-
-namespace {
-int64_t g_allocations_left = -1;  // before one fails; -1: none does
-}  // namespace
-
-void* operator new(size_t num_bytes) {
-  if (g_allocations_left == 0) throw std::bad_alloc();
-  if (g_allocations_left > 0) --g_allocations_left;
-  void* memory = std::malloc(num_bytes);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+#include "tests/engine/watched_allocations.h"
 
 namespace {
 
@@ -76,7 +60,16 @@ class Random {
 
 // ---- what the model computes from a history ----
 
-uint64_t hash_of_scope(int64_t scope) { return mix_bits(static_cast<uint64_t>(scope) + 77); }
+// Whose keys and values these are. `adapter` numbers the loads of adapters, 0: the base model.
+struct Scope {
+  int64_t tenant = -1;
+  int64_t adapter = 0;
+  bool operator==(const Scope&) const = default;
+};
+
+uint64_t hash_of_scope(const Scope& scope) {
+  return mix_bits(static_cast<uint64_t>(scope.tenant + 1000 * scope.adapter) + 77);
+}
 uint64_t with_token(uint64_t hash, int32_t token_id) {
   return mix_bits(hash + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(token_id + 1));
 }
@@ -120,7 +113,8 @@ struct Sample {
 struct Asked {
   fmo::SamplingParams params;
   std::vector<int32_t> prompt;
-  int64_t scope = 0;
+  Scope scope;
+  int32_t adapter_slot = -1;
   int64_t max_total_len = 0;
   int64_t deadline_step = -1;
   std::vector<Sample> samples;
@@ -146,7 +140,8 @@ struct Setting {
   double throw_rate = 0.0;
   double cancel_rate = 0.0;
   int64_t num_requests = 0;
-  int64_t num_scopes = 1;
+  int64_t num_tenants = 1;
+  int64_t num_adapter_slots = 0;
   int64_t max_mask_delay = 0;
 };
 
@@ -170,7 +165,8 @@ Setting random_setting(Random& random) {
   setting.throw_rate = random.pick({0.0, 0.0, 0.02});
   setting.cancel_rate = random.pick({0.0, 0.02, 0.1});
   setting.num_requests = random.between(3, 24);
-  setting.num_scopes = random.pick<int64_t>({1, 2, 4});
+  setting.num_tenants = random.pick<int64_t>({1, 2, 4});
+  setting.num_adapter_slots = random.pick<int64_t>({0, 0, 1, 3});
   setting.max_mask_delay = random.pick<int64_t>({0, 2, 6});
   return setting;
 }
@@ -183,7 +179,10 @@ class Simulation {
         setting_(random_setting(random_)),
         cells_(static_cast<size_t>(setting_.engine.scheduler.num_blocks * setting_.engine.scheduler.block_size)),
         sampler_(kVocabSize),
-        loop_(setting_.engine, setting_.max_queue_len, [this](const fmo::Batch& batch) { return forward(batch); }) {
+        loop_(setting_.engine, setting_.max_queue_len,
+              {[this](const fmo::Batch& batch) { return forward(batch); },
+               [this](int32_t source, int32_t target) { copy_block(source, target); }}) {
+    for (int64_t slot = 0; slot < setting_.num_adapter_slots; ++slot) adapters_.push_back(++num_loads_);
     for (std::vector<int32_t>& head : heads_) {
       head.resize(static_cast<size_t>(setting_.engine.max_context_len));
       for (int32_t& token_id : head) token_id = random_token();
@@ -195,6 +194,7 @@ class Simulation {
       require(++step_ < kMaxSteps, "still busy after " + std::to_string(kMaxSteps) + " steps");
       if (num_asked_ < setting_.num_requests && random_.chance(0.35)) submit_burst();
       expire_deadlines();
+      if (random_.chance(0.1)) load_another_adapter();
       if (random_.chance(setting_.cancel_rate)) cancel_something();
       if (random_.chance(0.5)) deliver_masks();
       has_thrown_ = false;
@@ -217,7 +217,7 @@ class Simulation {
  private:
   struct Cell {
     int32_t token_id = -1;
-    int64_t scope = -1;
+    Scope scope;
     int64_t step = -1;
   };
   struct DueMask {
@@ -286,7 +286,9 @@ class Simulation {
     Asked asked;
     asked.prompt = random_prompt();
     asked.params = random_params(loop_.max_total_len() - static_cast<int64_t>(asked.prompt.size()));
-    asked.scope = random_.below(setting_.num_scopes);
+    asked.scope.tenant = random_.below(setting_.num_tenants);
+    asked.adapter_slot = static_cast<int32_t>(random_.below(setting_.num_adapter_slots + 1)) - 1;
+    if (asked.adapter_slot >= 0) asked.scope.adapter = adapters_[static_cast<size_t>(asked.adapter_slot)];
     asked.max_total_len = static_cast<int64_t>(asked.prompt.size()) + *asked.params.max_tokens;
     if (random_.chance(0.1)) asked.deadline_step = step_ + random_.below(30);
     uint64_t hash = hash_of_scope(asked.scope);
@@ -298,13 +300,13 @@ class Simulation {
     ++num_asked_;
 
     const bool is_full = loop_.stats().num_queued_requests >= setting_.max_queue_len;
-    const auto scope = static_cast<uint64_t>(asked.scope);
+    const fmo::CacheScope scope{static_cast<uint64_t>(asked.scope.tenant), static_cast<uint64_t>(asked.scope.adapter)};
     fmo::SamplingParams params = asked.params;
     if (random_.chance(0.1)) g_allocations_left = random_.below(25);
     std::optional<int64_t> request_id;
     bool was_refused = false;
     try {
-      request_id = loop_.submit(asked.prompt, std::move(params), {scope / 2, scope % 2});
+      request_id = loop_.submit(asked.prompt, std::move(params), scope, asked.adapter_slot);
     } catch (const fmo::QueueFullError&) {
       was_refused = true;
     } catch (const std::bad_alloc&) {
@@ -315,9 +317,10 @@ class Simulation {
     g_allocations_left = -1;
     require(was_refused == is_full, "the queue was refused or not against its bound");
     if (was_refused) return trace("submit: refused");
-    trace("submit: request %lld, prompt %zu, max_tokens %lld, n %zu, scope %lld%s", static_cast<long long>(*request_id),
-          asked.prompt.size(), static_cast<long long>(*asked.params.max_tokens), asked.samples.size(),
-          static_cast<long long>(asked.scope), asked.params.is_constrained ? ", constrained" : "");
+    trace("submit: request %lld, prompt %zu, max_tokens %lld, n %zu, tenant %lld, adapter slot %d%s",
+          static_cast<long long>(*request_id), asked.prompt.size(), static_cast<long long>(*asked.params.max_tokens),
+          asked.samples.size(), static_cast<long long>(asked.scope.tenant), asked.adapter_slot,
+          asked.params.is_constrained ? ", constrained" : "");
     asked_.emplace(*request_id, std::move(asked));
   }
 
@@ -342,6 +345,17 @@ class Simulation {
     for (auto& [request_id, asked] : asked_) {
       if (asked.deadline_step == step_) cancel(request_id);
     }
+  }
+
+  // Another adapter takes the slot of one that nobody uses.
+  void load_another_adapter() {
+    if (adapters_.empty()) return;
+    const int64_t slot = random_.below(setting_.num_adapter_slots);
+    const bool is_used = std::ranges::any_of(
+        asked_, [slot](const auto& entry) { return entry.second.adapter_slot == slot && entry.second.is_open(); });
+    if (is_used) return;
+    trace("adapter slot %lld is loaded anew", static_cast<long long>(slot));
+    adapters_[static_cast<size_t>(slot)] = ++num_loads_;
   }
 
   void deliver_masks() {
@@ -384,6 +398,13 @@ class Simulation {
     throw std::runtime_error("planned failure");
   }
 
+  void copy_block(int32_t source, int32_t target) {
+    trace("block %d is copied to %d", source, target);
+    const int64_t block_size = setting_.engine.scheduler.block_size;
+    require(source != target, "a block is copied to itself");
+    std::copy_n(cells_.begin() + source * block_size, block_size, cells_.begin() + target * block_size);
+  }
+
   void run_sequence(const fmo::Batch& batch, int32_t seq, int32_t& num_logits) {
     const fmo::Sequence& sequence = *loop_.engine().chunks()[static_cast<size_t>(seq)].sequence;
     const Asked& asked = asked_.at(sequence.request->id);
@@ -397,10 +418,14 @@ class Simulation {
       const auto idx = static_cast<size_t>(position);
       return idx < asked.prompt.size() ? asked.prompt[idx] : sample.output.at(idx - asked.prompt.size());
     };
-    uint64_t hash = hash_of_scope(asked.scope);
+    const int32_t slot = batch.adapter_slots == nullptr ? -1 : batch.adapter_slots[seq];
+    require(slot == asked.adapter_slot, "a sequence runs with another adapter");
+    const Scope scope{asked.scope.tenant, slot < 0 ? 0 : adapters_[static_cast<size_t>(slot)]};
+    require(scope == asked.scope, "an adapter was loaded anew while a request used it");
+    uint64_t hash = hash_of_scope(scope);
     for (int64_t position = 0; position < batch.context_lens[seq]; ++position) {
       const Cell& cell = cell_of(position);
-      require(cell.scope == asked.scope, "a sequence reads what another scope has computed");
+      require(cell.scope == scope, "a sequence reads what another tenant or adapter has computed");
       require(cell.step < step_, "a sequence reads what is being computed");
       require(cell.token_id == token_of(position), "a sequence reads what belongs to another token");
       hash = with_token(hash, cell.token_id);
@@ -408,7 +433,7 @@ class Simulation {
     for (int32_t row = batch.cu_seqlens[seq]; row < batch.cu_seqlens[seq + 1]; ++row) {
       const int64_t position = batch.context_lens[seq] + row - batch.cu_seqlens[seq];
       require(batch.position_ids[row] == position, "a row has the wrong position");
-      cell_of(position) = {batch.input_ids[row], asked.scope, step_};
+      cell_of(position) = {batch.input_ids[row], scope, step_};
       hash = with_token(hash, batch.input_ids[row]);
       if (num_logits == batch.num_logits || batch.logit_rows[num_logits] != row) continue;
       fill_logits(hash, batch.input_ids[row], setting_.model, logits_.data() + kVocabSize * num_logits++);
@@ -539,6 +564,8 @@ class Simulation {
   const Setting setting_;
   std::vector<Cell> cells_;
   std::vector<int32_t> heads_[3];
+  std::vector<int64_t> adapters_;  // by slot: the number of its load
+  int64_t num_loads_ = 0;
   std::map<int64_t, Asked> asked_;
   std::vector<DueMask> due_masks_;
   int64_t num_asked_ = 0;

@@ -2,6 +2,7 @@
 // events. The model keeps token ids in its blocks and makes the logits of a row from a hash of the history found there,
 // so that a mixed-up block changes tokens. Ends with 0 when every sample ended exactly once, equal requests gave equal
 // tokens and no block is left in use.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -18,7 +19,9 @@ constexpr int kNumProducers = 4, kNumRequests = 150;  // per producer
 
 class HashModel {
  public:
-  fmo::LogitsView operator()(const fmo::Batch& batch) {
+  void copy_block(int32_t source, int32_t target) { std::copy_n(cells_[source], fmo::kBlockSize, cells_[target]); }
+
+  fmo::LogitsView forward(const fmo::Batch& batch) {
     logits_.assign(static_cast<size_t>(batch.num_logits * kVocabSize), 0.0f);
     int32_t num_logits = 0;
     for (int32_t seq = 0; seq < batch.num_seqs; ++seq) {
@@ -97,7 +100,10 @@ bool run() {
                        .ngram_size = 3};
   options.max_context_len = 128;
   options.vocab_size = kVocabSize;
-  fmo::StepLoop loop(options, 64, HashModel{});
+  HashModel model;
+  fmo::StepLoop loop(options, 64,
+                     {[&](const fmo::Batch& batch) { return model.forward(batch); },
+                      [&](int32_t source, int32_t target) { model.copy_block(source, target); }});
   std::map<int64_t, int> kinds;
   std::mutex kinds_mutex;
   std::atomic<int> num_producing{kNumProducers};

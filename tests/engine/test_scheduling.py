@@ -117,17 +117,16 @@ def test_nothing_overtakes_the_oldest_waiting_request():
 
 
 @pytest.mark.parametrize("prompt_len", [1, 4, 5, 8, 9, 30])
-def test_samples_share_the_full_blocks_of_the_prompt(prompt_len):
+def test_samples_share_what_the_first_one_has_computed_in_full_blocks(prompt_len):
     model = HashModel(num_blocks=64, block_size=4)
     engine = ManualEngine(model, max_num_seqs=8, max_num_tokens=64)
     prompt = [token % 24 for token in range(prompt_len)]
     params = SamplingParams(n=5, seed=11, max_tokens=3)
     request_id = engine.submit(prompt, params)
-    num_shared = (prompt_len - 1) // 4
     engine.run()
-    own_tokens = prompt_len - 4 * num_shared
-    assert model.num_rows == prompt_len + 4 * own_tokens + 5 * 2
-    assert [engine.answers[request_id, sample].num_cached_tokens for sample in range(5)] == [0] + [4 * num_shared] * 4
+    num_shared = min(prompt_len // 4 * 4, prompt_len - 1)
+    assert model.num_rows == prompt_len + 4 * (prompt_len - num_shared) + 5 * 2
+    assert [engine.answers[request_id, sample].num_cached_tokens for sample in range(5)] == [0] + [num_shared] * 4
     assert_answers_are_those_of_solo_runs(engine, {request_id: (prompt, params)}, set())
 
 

@@ -20,8 +20,47 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
     "blocks are found in other scopes": {
         "prefix_cache.cpp": [("mix_bits(hash_seed_ ^ scope.high) ^ scope.low", "mix_bits(hash_seed_)"), (" && known.scope == scope", "")]
     },
+    "parts of blocks are copied from other scopes": {
+        "prefix_cache.cpp": [
+            ("mix_bits(hash_seed_ ^ scope.high) ^ scope.low", "mix_bits(hash_seed_)"),
+            (" || !(known.scope == scope)", ""),
+        ]
+    },
+    "a part of a block is used without a copy": {
+        "scheduler.cpp": [("if (partial_.num_tokens > 0) block_copies_", "if (false) block_copies_")]
+    },
+    "one token too many is taken from a part of a block": {
+        "scheduler.cpp": [
+            ("sequence.num_computed = num_prefix_tokens();", "sequence.num_computed = num_prefix_tokens() + (prefix_.size() > 1);")
+        ]
+    },
+    "a tail is kept with a token that is not computed": {
+        "scheduler.cpp": [
+            (
+                "static_cast<size_t>(sequence.num_computed - num_full_tokens));",
+                "sequence.tokens.size() - static_cast<size_t>(num_full_tokens));",
+            )
+        ]
+    },
+    "a part is copied over the whole of its source": {
+        "engine.cpp": [("model_.copy_block(copy.source, copy.target);", "model_.copy_block(copy.target, copy.source);")]
+    },
+    "copies are made when the model has run": {
+        "engine.cpp": [
+            ("  chunks_ = scheduler_.schedule();\n  copy_blocks();", "  chunks_ = scheduler_.schedule();"),
+            ("    logits_ = model_.forward(batch_);", "    logits_ = model_.forward(batch_);\n    copy_blocks();"),
+        ]
+    },
+    "a request runs with the adapter of the one before": {
+        "engine.cpp": [
+            (
+                "adapter_slots_.push_back(sequence.request->adapter_slot);",
+                "adapter_slots_.push_back(adapter_slots_.empty() ? sequence.request->adapter_slot : adapter_slots_.back());",
+            )
+        ]
+    },
     "a finished sample keeps its blocks": {
-        "scheduler.cpp": [("if (!is_sound) forget_own_blocks(sequence);\n    release_blocks(sequence);", "")]
+        "scheduler.cpp": [("if (!is_sound) forget_own_blocks(sequence);\n    release_blocks(sequence, is_sound);", "")]
     },
     "a block is known before it is full": {
         "scheduler.cpp": [
@@ -68,7 +107,7 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "a NaN gives a token": {"sampler.cpp": [("result.is_bad_row = raw_max.has_nan ||", "result.is_bad_row =")]},
     "the queue holds one more": {"step_loop.cpp": [(">= max_queue_len_", "> max_queue_len_")]},
-    "an evicted block is still found": {"prefix_cache.cpp": [("  table_[hole] = kNoBlock;\n", "  table_[hole] = block;\n")]},
+    "an evicted block is still found": {"prefix_cache.cpp": [("  remove_unused(block);\n  erase(block);", "  remove_unused(block);")]},
 }
 QUICK_PLANTS = ["a shared block is not counted", "blocks are found in other scopes"]
 

@@ -43,6 +43,9 @@ class RandomModel:
     def forward(self, input_ids, position_ids, cu_seqlens, context_lens, block_tables, logit_rows) -> np.ndarray:
         return self._rows[(input_ids[logit_rows] * 31 + position_ids[logit_rows] * 17) % NUM_ROWS]
 
+    def copy_block(self, source_block: int, target_block: int) -> None:
+        """The scores depend on the last token alone: nothing is kept in blocks."""
+
 
 @cache
 def tokenizer_of(kind: str) -> Tokenizer:
