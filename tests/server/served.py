@@ -18,8 +18,8 @@ _KEPT: list[TemporaryDirectory[str]] = []
 
 
 @cache
-def scripted_artifact() -> Path:
-    """Compiled once per test run; removed at its end."""
+def scripted_artifact(quantize: str | None = None) -> Path:
+    """Compiled once per test run, as it is or quantized; removed at its end."""
     from models.scripted import build
 
     from friendli_compile.compile import CompileOptions, compile_model
@@ -27,7 +27,8 @@ def scripted_artifact() -> Path:
     folder = TemporaryDirectory(prefix="fmo-test-")
     _KEPT.append(folder)
     checkpoint = build(Path(folder.name) / "scripted")
-    return compile_model(CompileOptions(model=str(checkpoint), output_dir=Path(folder.name) / "artifact")).artifact
+    options = CompileOptions(model=str(checkpoint), output_dir=Path(folder.name) / "artifact", quantize=quantize, quality=None)
+    return compile_model(options).artifact
 
 
 @dataclass

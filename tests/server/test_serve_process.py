@@ -16,6 +16,7 @@ import httpx
 import openai
 import pytest
 from friendli import SyncFriendli
+from friendli_runtime.artifact import Artifact
 from models.scripted import script_tag
 
 from .served import FMO, Process, scripted_artifact, serve
@@ -45,6 +46,19 @@ def test_the_openai_client_chats_and_streams(process: Process) -> None:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices) == SENTENCE
         completion = client.completions.create(model=name, prompt=script_tag("abc") + "<|go|>", temperature=0, logprobs=2)
         assert completion.choices[0].text == "abc"
+
+
+def test_quantized_weights_token_table_and_kv_cache_serve_the_same_text() -> None:
+    artifact = scripted_artifact("8bit")
+    schemes = Artifact.open(artifact).manifest["model"]["quantization"]["schemes"]
+    assert "none" not in schemes and {"w7a8:g128", "w8a16:g16"} <= schemes.keys()
+    running = serve(artifact, "--kv-cache-dtype", "int8")
+    try:
+        with openai.OpenAI(base_url=running.url + "/v1", api_key="none", max_retries=0) as client:
+            answer = client.chat.completions.create(model="scripted", messages=say(SENTENCE), temperature=0)
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (SENTENCE, "stop")
+    finally:
+        running.stop()
 
 
 def test_the_friendli_client_chats_completes_and_tokenizes(process: Process) -> None:
