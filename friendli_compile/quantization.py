@@ -20,7 +20,6 @@ from .plan.planner import make_plan
 from .plan.quantizable import find_candidates
 from .quantize.assign import Assigned, Policy, assign
 from .quantize.choose import ActivationErrors, choose_format
-from .quantize.rounding import require_finite
 from .quantize.schemes import Format, Scheme
 
 ReadParam = Callable[[str], np.ndarray]
@@ -67,7 +66,7 @@ def quantize_plan(
 ) -> Quantized:
     """`base`: the plan of `graph` without quantization. `read(parameter)` gives its values; None decides by sizes alone.
 
-    Raises FmoError where the policy cannot be met, CheckpointError where a weight holds NaN or infinity."""
+    Raises FmoError where the policy cannot be met."""
     assigned = assign_schemes(graph, base, policy)
     if not policy.quantizes:
         return Quantized(base)
@@ -86,7 +85,6 @@ def _format_of(spec: WeightSpec, scheme: Scheme, read: ReadParam | None, activat
     if read is None:
         return scheme.formats(*spec.dims[-2:])[0]
     matrix = spec.expression.evaluate(read)
-    require_finite(matrix, spec.name)
     return choose_format(matrix, scheme, activations)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from .finite_range import FiniteRange
+
 EXAMPLES = """\b
 Examples:
   fmo compile examples/stdlib-coder/model --output-dir build/stdlib-coder
@@ -42,12 +44,10 @@ MIN_PROBE_TOKENS = 320  # five blocks of positions: fewer have no interval
     help="Merge a PEFT LoRA adapter (folder or hub id) into the weights before anything else, at SCALE times its own strength. Repeatable.",
 )
 @click.option(
-    "--max-kl", type=click.FloatRange(min=0), metavar="NATS", help="Refuse a mean KL divergence per token above this. Needs --quantize."
+    "--max-kl", type=FiniteRange(min=0), metavar="NATS", help="Refuse a mean KL divergence per token above this. Needs --quantize."
 )
-@click.option("--max-ppl-drift", type=click.FloatRange(min=0), metavar="PERCENT", help="Refuse a perplexity that rises by more than this.")
-@click.option(
-    "--min-top1", type=click.FloatRange(0, 1), metavar="SHARE", help="Refuse when fewer most likely tokens stay the same, e.g. 0.95."
-)
+@click.option("--max-ppl-drift", type=FiniteRange(min=0), metavar="PERCENT", help="Refuse a perplexity that rises by more than this.")
+@click.option("--min-top1", type=FiniteRange(0, 1), metavar="SHARE", help="Refuse when fewer most likely tokens stay the same, e.g. 0.95.")
 @click.option("--auto-mixed", is_flag=True, help="Over the budget, give the worst layers more bits until it is met.")
 @click.option(
     "--probe",

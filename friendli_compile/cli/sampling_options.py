@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .finite_range import FiniteRange
+
 if TYPE_CHECKING:
     from friendli_runtime.llm import LLM
     from friendli_runtime.sampling import SamplingParams
@@ -20,8 +22,8 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--max-tokens", type=click.IntRange(min=1), help="Longest answer. Default: until the model ends or the context is full."
         ),
-        click.option("--temperature", type=click.FloatRange(0, 100), default=0.0, show_default=True, help="0: always the likeliest token."),
-        click.option("--top-p", type=click.FloatRange(0, 1), default=1.0, show_default=True, help="Share of probability to choose from."),
+        click.option("--temperature", type=FiniteRange(0, 100), default=0.0, show_default=True, help="0: always the likeliest token."),
+        click.option("--top-p", type=FiniteRange(0, 1), default=1.0, show_default=True, help="Share of probability to choose from."),
         click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Tokens to choose from; 0: all."),
         click.option("--seed", type=click.IntRange(min=0), help="Repeats a sampled answer."),
         click.option("--stop", multiple=True, help="End the answer before this text; may be given several times."),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .engine_options import engine_options
+from .finite_range import FiniteRange
 
 if TYPE_CHECKING:
     from friendli_runtime.server.auth import ApiKeys
@@ -49,7 +50,7 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
     help="A score that is NaN counts as a token that cannot be chosen, and the answer ends where no score is left. Else: error 400.",
 )
 @click.option(
-    "--drain-timeout", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds that running requests get at the end."
+    "--drain-timeout", type=FiniteRange(min=0), default=30.0, show_default=True, help="Seconds that running requests get at the end."
 )
 @click.option(
     "--tokenizer-add-special-tokens", type=bool, default=True, show_default=True, help="Encode prompts with the tokens of the model."

@@ -21,7 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from ..errors import CheckpointError, InternalError
-from .safetensors_file import TensorEntry, read_header, require_no_nan
+from .safetensors_file import TensorEntry, read_header, require_finite
 from .source import INDEX_FILE, ModelSource
 from .trace import TracedModel
 
@@ -57,7 +57,11 @@ class Checkpoint:
         """The parameter as float32, of the shape that the graph has, edited."""
         array = self.read_unedited(param_name)
         edit = self.edits.get(param_name)
-        return array if edit is None else edit(array)
+        if edit is None:
+            return array
+        edited = edit(array)
+        require_finite(edited, param_name, "after it was edited (merged adapters)")
+        return edited
 
     def read_unedited(self, param_name: str) -> np.ndarray:
         """The parameter as the checkpoint has it. Holds the tensors that make it, nothing else."""
@@ -134,7 +138,7 @@ class Checkpoint:
         as_stored = _only_moves(recipe)
         made = self._convert(stored, recipe, _load_as_stored if as_stored else lambda entry: torch.from_numpy(entry.read()))
         array = np.ascontiguousarray(made.to(torch.float32).numpy())
-        require_no_nan(array, stored, self._where(stored))
+        require_finite(array, stored, self._where(stored))
         return array
 
     def _shape_of(self, stored: str) -> tuple[int, ...]:

@@ -44,10 +44,10 @@ class TensorEntry:
         return STORAGE_DTYPES[self.dtype]
 
     def read(self) -> np.ndarray:
-        """The tensor as float32, which holds every stored value exactly. Raises CheckpointError for NaN."""
+        """The tensor as float32, which holds every stored value exactly. Raises CheckpointError for NaN and infinity."""
         raw = self.read_raw()
         values = (raw.astype(np.uint32) << 16).view(np.float32) if self.dtype == "BF16" else raw.astype(np.float32, copy=False)
-        require_no_nan(values, self.name, str(self.file))
+        require_finite(values, self.name, str(self.file))
         return values
 
     def read_raw(self) -> np.ndarray:
@@ -62,11 +62,18 @@ class TensorEntry:
 _RAW_DTYPES: dict[str, np.dtype[Any]] = {"bf16": np.dtype("<u2"), "f16": np.dtype("<f2"), "f32": np.dtype("<f4")}
 
 
-def require_no_nan(values: np.ndarray, name: str, where: str) -> None:
-    """Raises CheckpointError if an element is NaN: a sum of squares is NaN only then."""
+def require_finite(values: np.ndarray, name: str, where: str) -> None:
+    """Raises CheckpointError if an element is NaN or infinite: only then, or where it overflows, is a sum of squares not finite."""
     flat = values.reshape(-1)
-    if np.isnan(np.dot(flat, flat)):
-        raise CheckpointError(f"'{name}' holds {int(np.isnan(flat).sum())} NaN", where=where, hint=DOWNLOAD_AGAIN)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.dot(flat, flat)):
+            return
+    num_nan, num_infinite = int(np.isnan(flat).sum()), int(np.isinf(flat).sum())
+    if num_nan or num_infinite:
+        counts = " and ".join(f"{count} {what}" for count, what in ((num_nan, "NaN"), (num_infinite, "infinite")) if count)
+        place = [int(i) for i in np.unravel_index(int(np.argmin(np.isfinite(flat))), values.shape)]
+        hint = DOWNLOAD_AGAIN if num_nan else "its values overflowed, in training or when it was converted; use a sound checkpoint"
+        raise CheckpointError(f"'{name}' holds {counts} of {flat.size} values, the first at {place}", where=where, hint=hint)
 
 
 def read_header(file: Path) -> dict[str, TensorEntry]:

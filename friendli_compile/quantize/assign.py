@@ -11,6 +11,7 @@ none. An explicit scheme that does not fit is an error.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -130,12 +131,18 @@ def assign(candidates: Sequence[Candidate], policy: Policy) -> Assigned:
     _require_patterns_match(candidates, policy)
     result = Assigned()
     changed: dict[str, list[str]] = {}
+    misfits: list[tuple[Candidate, Scheme]] = []
     for candidate in candidates:
         text, wanted = _wanted(candidate, policy)
-        fitted = _fitted(candidate, text, wanted, policy)
+        if wanted is not None and wanted.misfit(candidate.num_columns) and not _gives_way(candidate, text, wanted, policy):
+            misfits.append((candidate, wanted))
+            continue
+        fitted = nearest_fitting(wanted, candidate.num_columns) if wanted is not None else None
         result.schemes[candidate.name] = fitted
         if wanted is not None and fitted != wanted:
             changed.setdefault(f"{wanted} does not fit their columns; they are stored as {fitted or 'before'}", []).append(candidate.name)
+    if misfits:
+        raise _misfit_error(misfits)
     _agree_in_calls(candidates, result)
     for what, names in changed.items():
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
@@ -157,19 +164,27 @@ def _wanted(candidate: Candidate, policy: Policy) -> tuple[str, Scheme | None]:
     return text, scheme
 
 
-def _fitted(candidate: Candidate, text: str, wanted: Scheme | None, policy: Policy) -> Scheme | None:
-    if wanted is None:
-        return None
-    why = wanted.misfit(candidate.num_columns)
-    if not why:
-        return wanted
-    nearest = nearest_fitting(wanted, candidate.num_columns)
+def _gives_way(candidate: Candidate, text: str, wanted: Scheme, policy: Policy) -> bool:
+    """Whether a scheme that does not fit may become the nearest that does: of a preset, or where only the group changes, not asked for."""
     if text in PRESETS or policy.is_lenient:
-        return nearest
-    if ":" not in text and nearest is not None and (nearest.weights, nearest.acts) == (wanted.weights, wanted.acts):
-        return nearest  # the group was not asked for
-    what = f"'{candidate.name}' {list(candidate.dims)} cannot be stored as {wanted}: {why} ({candidate.num_columns} columns)"
-    raise FmoError(what, where=candidate.module, hint=f"nearest that works: --quantize-layer '{candidate.name}={nearest or 'none'}'")
+        return True
+    nearest = nearest_fitting(wanted, candidate.num_columns)
+    return ":" not in text and nearest is not None and (nearest.weights, nearest.acts) == (wanted.weights, wanted.acts)
+
+
+def _misfit_error(misfits: Sequence[tuple[Candidate, Scheme]]) -> FmoError:
+    """Names the first matrix, how many others there are, and what would work for it, or for all that are to have this scheme."""
+    first, wanted = misfits[0]
+    same = [candidate for candidate, scheme in misfits if scheme == wanted]
+    what = (
+        f"'{first.name}' {list(first.dims)} cannot be stored as {wanted}: {wanted.misfit(first.num_columns)} ({first.num_columns} columns)"
+    )
+    where = first.module + (f" and {len(same) - 1} more" if len(same) > 1 else "")
+    hint = f"nearest that works: --quantize-layer '{first.name}={nearest_fitting(wanted, first.num_columns) or 'none'}'"
+    if len(same) > 1:
+        for_all = nearest_fitting(wanted, math.gcd(*(candidate.num_columns for candidate in same)))
+        hint += f"; for all {len(same)}: {for_all or 'none'}"
+    return FmoError(what, where=where, hint=hint)
 
 
 def _agree_in_calls(candidates: Sequence[Candidate], result: Assigned) -> None:

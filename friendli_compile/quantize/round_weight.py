@@ -9,7 +9,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from .feedback import round_with_feedback, takes_feedback
-from .rounding import Rounded, require_finite, round_matrix
+from .rounding import Rounded, round_matrix
 from .schemes import Format
 
 Array = np.ndarray
@@ -23,10 +23,7 @@ class Rounding:
     inputs: Callable[[str], Array | None] | None = None
 
     def round(self, name: str, array: Array, fmt: Format) -> Rounded:
-        """`array` [N, K], or [E, N, K]: then the rows of all experts come back one behind the other.
-
-        Raises CheckpointError for NaN and infinity."""
-        require_finite(array, name)
+        """`array` [N, K], or [E, N, K], finite: then the rows of all experts come back one behind the other."""
         with threadpool_limits(
             1, "blas"
         ):  # our threads share the rows; BLAS's own would wait for each other, several times as long as they work

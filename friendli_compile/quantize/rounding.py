@@ -18,7 +18,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..errors import CheckpointError
 from .codes import FLOATS, INTEGERS, MAX_E2M1, MAX_E4M3, nearest_float, storable_scales
 from .schemes import Format
 
@@ -80,17 +79,6 @@ def dequantize(rounded: Rounded, fmt: Format) -> Array:
         zero = np.uint8(INTEGERS[fmt.dtype].zero) if rounded.zeros is None else np.repeat(rounded.zeros, fmt.group, axis=1)
         values = rounded.codes.astype(np.float32) - np.asarray(zero, np.float32)
     return (values.reshape(num_rows, -1, fmt.group) * rounded.scales[:, :, None]).reshape(num_rows, num_columns)
-
-
-def require_finite(matrix: Array, name: str) -> None:
-    """Raises CheckpointError naming the tensor where a value is NaN or infinite: no scale could hold it."""
-    rows = matrix.reshape(-1, matrix.shape[-1])
-    for start in range(0, len(rows), step := max(1, BLOCK_ELEMENTS // rows.shape[1])):
-        good = np.isfinite(rows[start : start + step])
-        if not good.all():
-            row, column = np.argwhere(~good)[0]
-            what = f"'{name}' holds {rows[start + row, column]} in row {start + row}, column {column}: it cannot be quantized"
-            raise CheckpointError(what, where=name, hint="repair the checkpoint; --quantize-layer 'NAME=none' keeps this weight as it is")
 
 
 # --- blocks

@@ -193,7 +193,7 @@ def alternatives(scheme: Scheme) -> Iterator[Scheme]:
 
 def _smaller_groups(scheme: Scheme, smallest: int) -> Iterator[Scheme]:
     yield scheme
-    group = scheme.group // 2
+    group = 1 << (scheme.group - 1).bit_length() >> 1  # the next power of two below
     while scheme.grain == "group" and scheme.weights != "mxfp4" and group >= smallest:
         yield replace(scheme, group=group)
         group //= 2

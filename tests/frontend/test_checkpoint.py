@@ -104,8 +104,21 @@ def test_a_dtype_that_is_not_read_is_refused_by_name(damaged, dtype: torch.dtype
 def test_nan_is_found_while_reading(damaged) -> None:
     checkpoint = damaged(edit(lambda tensors: tensors["model.norm.weight"][3:5].fill_(float("nan"))))
     checkpoint.verify()
-    with pytest.raises(CheckpointError, match="holds 2 NaN"):
+    with pytest.raises(CheckpointError, match=r"'model.norm.weight' holds 2 NaN of 64 values, the first at \[3\]"):
         checkpoint.read("model.norm.weight")
+
+
+def test_infinity_is_found_while_reading(damaged) -> None:
+    name = "model.embed_tokens.weight"
+    checkpoint = damaged(edit(lambda tensors: tensors[name][3, 5:7].fill_(-float("inf"))))
+    with pytest.raises(CheckpointError, match=r"holds 2 infinite of 16384 values, the first at \[3, 5\]") as refused:
+        checkpoint.read(name)
+    assert "model.safetensors" in refused.value.where and "overflowed" in refused.value.hint
+
+
+def test_values_whose_squares_overflow_are_read(damaged) -> None:
+    checkpoint = damaged(edit(lambda tensors: tensors["model.norm.weight"].fill_(-1e30)))
+    np.testing.assert_array_equal(checkpoint.read("model.norm.weight"), np.full(64, -1e30, np.float32))
 
 
 def truncate(folder: Path) -> None:

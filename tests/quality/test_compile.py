@@ -139,6 +139,7 @@ def test_an_empty_probe_file_is_refused_before_the_model_is_read(tmp_path: Path,
         (["--quantize", "4bit", "--no-quality", "--max-kl", "0.1"], 2, "--no-quality measures nothing"),
         (["--quantize", "4bit", "--min-top1", "99"], 2, "0<=x<=1"),
         (["--quantize", "4bit", "--max-kl", "-1"], 2, "x>=0"),
+        (["--quantize", "4bit", "--max-kl", "nan"], 2, "nan is not a finite number"),
         (["--quantize", "4bit", "--probe-tokens", "10"], 2, "x>=320"),
     ],
 )

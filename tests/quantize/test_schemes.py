@@ -104,6 +104,19 @@ def test_an_explicit_scheme_that_does_not_fit_is_refused_with_the_nearest_that_w
     assert str(lenient.schemes["odd"]) == "w4a16:g16"
 
 
+def test_where_several_matrices_do_not_fit_all_are_counted_and_what_fits_all_is_said() -> None:
+    candidates = [candidate("a", 64, 96), candidate("fits", 64, 256), candidate("b", 64, 64)]
+    with pytest.raises(FmoError, match=r"'a' \[64, 96\] cannot be stored as w4a16:g128") as error:
+        assign(candidates, parse_policy("w4a16:g128"))
+    assert error.value.where.endswith("and 1 more")
+    assert "'a=w4a16:g32'; for all 2: w4a16:g32" in error.value.hint
+
+
+def test_the_nearest_of_an_odd_group_is_a_power_of_two() -> None:
+    scheme = parse_scheme("w4a16:g48")
+    assert scheme is not None and str(nearest_fitting(scheme, 64)) == "w4a16:g32"
+
+
 def test_the_last_override_that_matches_wins() -> None:
     policy = parse_policy("4bit", ["*=none", "module.a*=w8a16", "ab.weight=8bit"])
     schemes = assign([candidate("aa", 64, 128), candidate("ab", 64, 128), candidate("b", 64, 128)], policy).schemes
