@@ -10,15 +10,21 @@ from typing import Any
 
 import httpx
 import pytest
+from engine.hash_model import HashModel
+from friendli_runtime.engine import Engine
 from friendli_runtime.server.auth import ApiKeys
 from friendli_runtime.server.errors import unavailable
 from friendli_runtime.server.limits import Limits
+from friendli_runtime.tokenizer.tokenizer import Tokenizer
 
 from .conftest import TestServer
 from .test_completions import frames
 
 ENDLESS: dict[str, Any] = {"prompt": "[[hello world ]]", "ignore_eos": True}
 MakeServer = Callable[..., TestServer]
+STEP_S = 0.02
+MAX_STEPS_TO_NOTICE = 25
+"""That a client has left: far fewer than its request would take, and many more than an idle machine needs."""
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
@@ -58,6 +64,82 @@ def test_a_client_that_leaves_while_it_waits_is_forgotten(make_server: MakeServe
     second.close()
     eventually(lambda: server.app.gauges()["current_items"] == 1, "only the first is left")
     first.close()
+
+
+class PacedModel(HashModel):
+    """Takes `STEP_S` for a step, and longer while `gate` is closed."""
+
+    gate: threading.Event
+
+    def forward(self, *batch: Any) -> Any:
+        time.sleep(STEP_S)
+        self.gate.wait(20)
+        return super().forward(*batch)
+
+
+def paced_engine(tokenizer: Tokenizer, eos_id: int, on_batch_end: Callable[[], None], max_queue_len: int) -> Engine:
+    """The real engine, for two samples at a time, on a model with time to disturb it."""
+    model = PacedModel(num_blocks=256, vocab_size=tokenizer.backend.get_vocab_size())
+    model.gate = threading.Event()
+    model.gate.set()
+    sizes = {"max_num_seqs": 2, "max_num_tokens": 8, "max_context_len": 512, "vocab_size": model.vocab_size}
+    return Engine(model, max_queue_len=max_queue_len, on_batch_end=on_batch_end, **sizes)
+
+
+PHASES = {  # name → (what is asked, when the client leaves)
+    "mid-prefill": ({"tokens": [7] * 400}, lambda stats: stats["num_prompt_tokens"] >= 24),
+    "decode": ({"tokens": [7, 8]}, lambda stats: stats["num_generated_tokens"] >= 3),
+    "several samples, some of them waiting": ({"tokens": [7, 8], "n": 4}, lambda stats: stats["num_generated_tokens"] >= 6),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_blocks_of_a_client_that_leaves_are_free_at_once(make_server: MakeServer, phase: str, stream: bool) -> None:
+    server = make_server(make_engine=paced_engine)
+    body, is_in_phase = PHASES[phase]
+    sock = raw_request(server, {"max_tokens": 100, "ignore_eos": True, "stream": stream, **body})
+    eventually(lambda: is_in_phase(server.engine.stats()), phase)
+    assert server.engine.stats()["num_used_blocks"] > 0
+    sock.close()
+    num_steps = server.engine.stats()["num_steps"]
+    eventually(lambda: server.engine.stats()["num_used_blocks"] == server.engine.stats()["num_waiting"] == 0, "the blocks are free")
+    assert server.engine.stats()["num_steps"] <= num_steps + MAX_STEPS_TO_NOTICE
+
+
+def test_the_queued_request_of_a_client_that_leaves_takes_nobodys_turn(make_server: MakeServer) -> None:
+    server = make_server(make_engine=paced_engine)
+    endless = {"tokens": [7, 8], "max_tokens": 400, "ignore_eos": True, "n": 2}
+    running = raw_request(server, endless)
+    eventually(lambda: server.engine.stats()["num_running"] == 2, "both samples run")
+    queued = raw_request(server, endless)
+    eventually(lambda: server.engine.stats()["num_queued_requests"] == 1, "the second waits")
+    queued.close()
+    eventually(lambda: server.engine.stats()["num_queued_requests"] == 0, "the second is forgotten")
+    assert server.engine.stats()["num_running"] == 2
+    running.close()
+
+
+def test_an_answer_that_ended_at_a_stop_string_frees_its_blocks(make_server: MakeServer) -> None:
+    server = make_server(make_engine=paced_engine)
+    response = server.post(
+        "/v1/completions", tokens=[7, 8], max_tokens=400, ignore_eos=True, stop=list("etaoinshrdlu")[:4], n=2, seed=[1, 2]
+    )
+    assert [choice["finish_reason"] for choice in response.json()["choices"]] == ["stop", "stop"]
+    eventually(lambda: server.engine.stats()["num_used_blocks"] == 0, "the blocks are free")
+
+
+def test_liveness_fails_while_the_model_hangs_and_comes_back(make_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("friendli_runtime.server.app.MAX_HEARTBEAT_AGE_S", 20 * STEP_S)
+    server = make_server(make_engine=paced_engine)
+    assert server.client.get("/health/live").status_code == 200
+    model = server.engine._core.model
+    model.gate.clear()
+    sock = raw_request(server, {"tokens": [7], "max_tokens": 100, "ignore_eos": True})
+    eventually(lambda: server.client.get("/health/live").status_code == 503, "the server says that it hangs")
+    model.gate.set()
+    eventually(lambda: server.client.get("/health/live").status_code == 200, "it lives again")
+    sock.close()
 
 
 def test_a_full_queue_is_429_with_retry_after(make_server: MakeServer) -> None:
