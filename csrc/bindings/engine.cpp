@@ -419,7 +419,7 @@ void bind_engine(nb::module_& m) {
   bind_prefix_cache(m);
 
   nb::class_<NgramProposer>(m, "NgramProposer", "Guesses the next tokens of a sequence from the tokens before.")
-      .def(nb::init<int64_t, int64_t>(), nb::arg("max_num_proposed"), nb::arg("num_tokens"))
+      .def(nb::init<int64_t, int64_t>(), nb::arg("num_proposed"), nb::arg("num_tokens"))
       .def(
           "propose",
           [](NgramProposer& self, const TokenIds& tokens, int64_t limit) {

@@ -25,10 +25,10 @@ size_t slot_of(std::span<const int32_t> run, size_t num_slots) {
 
 }  // namespace
 
-NgramProposer::NgramProposer(int64_t max_num_proposed, int64_t num_tokens)
-    : max_num_proposed_(max_num_proposed), next_silence_len_(kFirstSilenceLen) {
-  if (max_num_proposed == 0) return;
-  proposed_.reserve(static_cast<size_t>(max_num_proposed));
+NgramProposer::NgramProposer(int64_t num_proposed, int64_t num_tokens)
+    : usual_num_proposed_(num_proposed), max_num_proposed_(num_proposed), next_silence_len_(kFirstSilenceLen) {
+  if (num_proposed == 0) return;
+  proposed_.reserve(static_cast<size_t>(2 * num_proposed));
   for (size_t idx = 0; idx < 2; ++idx) {
     tables_[idx].match_len = kMatchLens[idx];
     tables_[idx].last_ends.assign(std::bit_ceil(static_cast<size_t>(std::max<int64_t>(num_tokens, 1))), kNowhere);
@@ -52,6 +52,11 @@ std::span<const int32_t> NgramProposer::propose(std::span<const int32_t> tokens,
 }
 
 void NgramProposer::note_outcome(int64_t num_accepted, int64_t num_proposed, int64_t num_tokens) {
+  if (num_accepted < num_proposed) {
+    max_num_proposed_ = usual_num_proposed_;
+  } else if (num_proposed == max_num_proposed_ && num_proposed < 2 * usual_num_proposed_) {
+    ++max_num_proposed_;
+  }
   const float share = static_cast<float>(num_accepted) / static_cast<float>(num_proposed);
   accepted_share_ += kNewestWeight * (share - accepted_share_);
   if (accepted_share_ >= 1.5f * kLeastAcceptedShare) next_silence_len_ = kFirstSilenceLen;

@@ -5,8 +5,8 @@
 //   … the quick brown fox … the quick ──▶ proposes: brown fox …        the last 3 tokens are looked for, then the last
 //   2
 //
-// Whether guessing pays is learned from what became of the guesses, not from a clock: when too few come true, the
-// proposer falls silent for a while, longer each time.
+// What pays is learned from what became of the guesses, not from a clock: while all come true, more are made, up to
+// twice as many; when too few come true, the proposer falls silent for a while, longer each time.
 #pragma once
 
 #include <cstdint>
@@ -18,9 +18,9 @@ namespace fmo {
 class NgramProposer {
  public:
   NgramProposer() = default;  // never proposes
-  // At most `max_num_proposed` tokens at a time. The tables are sized for `num_tokens`; more lower the chance of a
-  // find.
-  NgramProposer(int64_t max_num_proposed, int64_t num_tokens);
+  // `num_proposed` tokens at a time, up to twice as many while all come true. The tables are sized for `num_tokens`;
+  // more lower the chance of a find.
+  NgramProposer(int64_t num_proposed, int64_t num_tokens);
 
   // Up to `limit` tokens that may follow `tokens`; valid until the next call. `tokens` only grows from call to call.
   std::span<const int32_t> propose(std::span<const int32_t> tokens, int64_t limit);
@@ -38,7 +38,8 @@ class NgramProposer {
   void index(std::span<const int32_t> tokens);
   int64_t find(const Table& table, std::span<const int32_t> tokens) const;
 
-  int64_t max_num_proposed_ = 0;
+  int64_t usual_num_proposed_ = 0;
+  int64_t max_num_proposed_ = 0;  // of the next step
   Table tables_[2];          // the longer match first
   int64_t num_indexed_ = 0;  // tokens whose run is in the tables
   std::vector<int32_t> proposed_;

@@ -34,7 +34,7 @@ struct SchedulerOptions {
   int64_t max_num_seqs = 64;
   int64_t max_num_tokens = 512;  // rows of a step, at least max_num_seqs
   int64_t max_num_logits = 0;    // rows of a step whose logits are computed; 0: max_num_seqs, which leaves no guesses
-  int64_t ngram_size = 0;        // tokens that are guessed ahead for one sequence
+  int64_t ngram_size = 0;        // tokens that are guessed ahead for one sequence, see NgramProposer
   bool shares_prefixes = true;   // between requests; samples of one request always do
   uint64_t hash_seed = 0;        // of the prefix cache's table: lookup times are nobody's to predict
 };

@@ -56,6 +56,19 @@ def test_guesses_that_do_not_come_true_are_made_ever_more_rarely_and_success_bri
         assert proposer.propose(tokens, 3)
 
 
+def test_more_is_guessed_while_all_comes_true_and_the_usual_number_after_a_mistake():
+    proposer, tokens = NgramProposer(3, 64), [1, 2, 3, 4, 5, 6, 7, 8, 9] * 3
+    lengths = []
+    for num_wrong in (0, 0, 0, 0, 0, 1, 0, 0):
+        proposed = proposer.propose(tokens, 100)
+        lengths.append(len(proposed))
+        proposer.note_outcome(len(proposed) - num_wrong, len(proposed), len(tokens))
+    assert lengths == [3, 4, 5, 6, 6, 6, 3, 4]
+    assert len(proposer.propose(tokens, 2)) == 2
+    proposer.note_outcome(2, 2, len(tokens))
+    assert len(proposer.propose(tokens, 100)) == 5, "a step without room for all teaches nothing"
+
+
 @dataclass
 class EchoModel(HashModel):
     """Mostly says again what followed the last two tokens before: a text that copies itself, with mistakes that depend on all of it."""
