@@ -44,7 +44,8 @@ class Storage {
   virtual const WeightSpec& weight_spec(const std::string& name, const std::string& where) const = 0;
   virtual const WeightPointers& weight_pointers_of(const std::string& name) const = 0;
   virtual bool quantize_activations() const = 0;
-  virtual LoraCall* lora_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, const std::string& where) = 0;
+  virtual LoraCall* lora_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, DType dtype,
+                              const std::string& where) = 0;
   virtual int64_t max_rows(RowDim row_dim) const = 0;
   virtual int64_t max_context_len() const = 0;
   virtual int64_t num_kv_layers() const = 0;
@@ -87,8 +88,8 @@ class Binder {
   QuantWeight quant_weight(size_t index, int rank, int64_t* num_experts = nullptr);
 
   // The adapters of this call, a linear layer [N, K]; null when no adapter can change it.
-  const LoraCall* lora_call(int64_t N, int64_t K, RowDim row_dim) {
-    return storage_.lora_call(call_, N, K, row_dim, where_);
+  const LoraCall* lora_call(int64_t N, int64_t K, RowDim row_dim, DType dtype) {
+    return storage_.lora_call(call_, N, K, row_dim, dtype, where_);
   }
 
   // Attributes. The forms with a default take an absent attribute; kinds must match (an integer serves as a float).

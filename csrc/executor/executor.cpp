@@ -69,8 +69,9 @@ struct Executor::Impl final : Storage {
   const WeightSpec& weight_spec(const std::string& name, const std::string& where) const override;
   const WeightPointers& weight_pointers_of(const std::string& name) const override { return weight_pointers.at(name); }
   bool quantize_activations() const override { return options.quantize_activations; }
-  LoraCall* lora_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, const std::string& where) override {
-    return lora.add_call(call, N, K, row_dim, isa, where);
+  LoraCall* lora_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, DType dtype,
+                      const std::string& where) override {
+    return lora.add_call(call, N, K, row_dim, dtype, isa, where);
   }
   int64_t max_rows(RowDim row_dim) const override {
     if (row_dim == RowDim::none) return 1;

@@ -16,35 +16,38 @@ std::string shape(int64_t rows, int64_t columns) {
   return "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]";
 }
 
-// Where a panel16 f32 matrix of [num_rows, K] lies: `memory` is advanced past it. Pages start as zeros, so the padding
-// rows are zero.
-PanelWeight place(float*& memory, int64_t num_rows, int64_t K) {
-  const PanelWeight weight{memory, DType::f32, num_rows, K};
-  memory += round_up(num_rows, kPanelRows) * K;
+int64_t matrix_bytes(int64_t num_rows, int64_t K, DType dtype) {
+  return checked_mul(checked_mul(round_up(num_rows, kPanelRows), K), dtype_bytes(dtype));
+}
+
+// Where a panel16 matrix of [num_rows, K] lies: `memory` is advanced past it. Pages start as zeros, so the padding rows
+// are zero.
+PanelWeight place(char*& memory, int64_t num_rows, int64_t K, DType dtype) {
+  const PanelWeight weight{memory, dtype, num_rows, K};
+  memory += matrix_bytes(num_rows, K, dtype);
   return weight;
 }
 
-int64_t panel_floats(int64_t num_rows, int64_t K) { return checked_mul(round_up(num_rows, kPanelRows), K); }
-
-// Writes `factor` · source [num_rows, K] as rows first_row … of a panel16 matrix.
-void write_rows(const PanelWeight& weight, int64_t first_row, const float* source, int64_t num_rows, float factor) {
-  auto* data = static_cast<float*>(const_cast<void*>(weight.data));
+// Writes source [num_rows, K] as rows first_row … of a panel16 matrix (docs/artifact-format.md).
+void write_rows(const PanelWeight& weight, int64_t first_row, const float* source, int64_t num_rows) {
   for (int64_t n = 0; n < num_rows; ++n) {
-    const int64_t row = first_row + n;
-    float* target = data + row / kPanelRows * kPanelRows * weight.K + row % kPanelRows;
-    for (int64_t k = 0; k < weight.K; ++k) target[k * kPanelRows] = factor * source[n * weight.K + k];
+    void* panel = const_cast<void*>(weight.panel((first_row + n) / kPanelRows));
+    const int64_t row = (first_row + n) % kPanelRows;
+    for (int64_t k = 0; k < weight.K; ++k) {
+      const float value = source[n * weight.K + k];
+      if (weight.dtype == DType::f32) {
+        static_cast<float*>(panel)[k * kPanelRows + row] = value;
+      } else {
+        static_cast<bf16_t*>(panel)[k * kPanelRows + row % 8 * 2 + row / 8] = f32_to_bf16(value);
+      }
+    }
   }
 }
 
 }  // namespace
 
-LoraCall::LoraCall(std::vector<SiteSpec> sites, int64_t N, int64_t K, RowDim row_dim, Isa isa)
-    : sites_(std::move(sites)),
-      N_(N),
-      K_(K),
-      row_dim_(row_dim),
-      linear_(&linear_kernels(isa)),
-      lora_(&lora_kernels(isa)) {}
+LoraCall::LoraCall(std::vector<SiteSpec> sites, int64_t N, int64_t K, RowDim row_dim, DType dtype, Isa isa)
+    : sites_(std::move(sites)), N_(N), K_(K), row_dim_(row_dim), dtype_(dtype), kernels_(&lora_kernels(isa)) {}
 
 bool LoraCall::is_in(const LoraStep& step) const {
   return std::ranges::any_of(step.rows(row_dim_).groups,
@@ -54,18 +57,18 @@ bool LoraCall::is_in(const LoraStep& step) const {
 // Pieces are (group, panel of ranks, few rows), dealt round robin.
 void LoraCall::shrink(const LoraStep& step, const float* x, int64_t x_stride, int thread, int num_threads) const {
   const LoraRows& rows = step.rows(row_dim_);
-  const int64_t max_rows = linear_->max_gemv_rows(DType::f32);
   int64_t piece = 0;
   for (const LoraGroup& group : rows.groups) {
     const LoraLayer* layer = this->layer(group.slot);
     if (layer == nullptr) continue;
     const int64_t num_panels = layer->down.num_panels();
-    for (int64_t first = group.rows.begin; first < group.rows.end; first += max_rows) {
-      const int64_t count = std::min(max_rows, group.rows.end - first);
+    for (int64_t first = group.rows.begin; first < group.rows.end; first += kLoraRows) {
+      const int64_t count = std::min(kLoraRows, group.rows.end - first);
       const RowSource source{x, x_stride, rows.row_ids.data() + first};
       for (int64_t p = 0; p < num_panels; ++p) {
         if (piece++ % num_threads != thread) continue;
-        linear_->gemv(source, count, layer->down, {p, p + 1}, nullptr, step.t + first * step.t_stride, step.t_stride);
+        float* t = step.t + first * step.t_stride + p * kPanelRows;
+        kernels_->shrink(source, count, layer->down, p, t, step.t_stride);
       }
     }
   }
@@ -87,31 +90,32 @@ void LoraCall::expand(const LoraStep& step, float* y, int64_t y_stride, int thre
       if (panels.size() == 0) continue;
       const float* t = step.t + group.rows.begin * step.t_stride + part.rank_begin;
       const RowTarget target{y + part.begin, y_stride, rows.row_ids.data() + group.rows.begin};
-      lora_->expand(t, step.t_stride, group.rows.size(), part.up, panels, target);
+      kernels_->expand(t, step.t_stride, group.rows.size(), part.up, panels, part.scale, target);
     }
   }
 }
 
 std::unique_ptr<LoraLayer> LoraCall::pack(std::span<const LoraModule* const> modules) const {
-  int64_t total_rank = 0, num_floats = 0;
+  int64_t total_rank = 0, num_bytes = 0;
   for (const LoraModule* module : modules) {
     if (module == nullptr) continue;
     total_rank += module->rank;
-    num_floats = checked_add(num_floats, panel_floats(module->out_features, module->rank));
+    num_bytes = checked_add(num_bytes, matrix_bytes(module->out_features, module->rank, dtype_));
   }
   if (total_rank == 0) return nullptr;
   auto layer = std::make_unique<LoraLayer>();
-  num_floats = checked_add(num_floats, panel_floats(total_rank, K_));
-  layer->memory = PageBuffer(checked_mul(num_floats, 4), "an adapter");
-  auto* memory = reinterpret_cast<float*>(layer->memory.data());
-  layer->down = place(memory, total_rank, K_);
+  num_bytes = checked_add(num_bytes, matrix_bytes(total_rank, K_, dtype_));
+  layer->memory = PageBuffer(num_bytes, "an adapter");
+  char* memory = layer->memory.data();
+  layer->down = place(memory, total_rank, K_, dtype_);
   int64_t rank_begin = 0;
   for (size_t i = 0; i < modules.size(); ++i) {
     const LoraModule* module = modules[i];
     if (module == nullptr) continue;
-    LoraLayer::Part part{place(memory, module->out_features, module->rank), rank_begin, sites_[i].begin};
-    write_rows(layer->down, rank_begin, module->down, module->rank, 1.0f);
-    write_rows(part.up, 0, module->up, module->out_features, module->scale);
+    const PanelWeight up = place(memory, module->out_features, module->rank, dtype_);
+    const LoraLayer::Part part{up, module->scale, rank_begin, sites_[i].begin};
+    write_rows(layer->down, rank_begin, module->down, module->rank);
+    write_rows(part.up, 0, module->up, module->out_features);
     layer->num_up_panels += part.up.num_panels();
     layer->parts.push_back(part);
     rank_begin += module->rank;
@@ -123,7 +127,7 @@ void LoraCall::install(int32_t slot, std::unique_ptr<LoraLayer> layer) {
   layers_[static_cast<size_t>(slot)] = std::move(layer);
 }
 
-LoraCall* Lora::add_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, Isa isa,
+LoraCall* Lora::add_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, DType dtype, Isa isa,
                          const std::string& where) {
   if (call.sites.empty()) return nullptr;
   if (row_dim == RowDim::none) throw PlanError("sites of a linear layer whose rows are not those of a step", where);
@@ -136,11 +140,15 @@ LoraCall* Lora::add_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_
     }
     end = site.end;
   }
-  calls_.push_back(std::make_unique<LoraCall>(call.sites, N, K, row_dim, isa));
+  calls_.push_back(std::make_unique<LoraCall>(call.sites, N, K, row_dim, dtype, isa));
   return calls_.back().get();
 }
 
 Lora::Packed Lora::pack(std::span<const LoraModule> modules) const {
+  if (calls_.empty()) {
+    bad_adapter("the artifact does not say which module each of its linear layers is, so it can have no adapter",
+                "plan.json: no call has 'sites'", "compile the model again: fmo compile");
+  }
   std::map<std::string, const LoraModule*> by_name;
   for (const LoraModule& module : modules) by_name[module.module] = &module;
   std::map<std::string, bool> is_used;

@@ -7,7 +7,8 @@
 //
 // An adapter is in a slot. Loading packs its matrices for every call that multiplies by one of its modules, then
 // installs them between two steps; a step only reads. Ranks, modules and the number of adapters may differ as they
-// like. A step without adapters takes one branch per linear layer.
+// like. A step without adapters takes one branch per linear layer. Beside f32 weights an adapter is kept in f32, beside
+// all others in bf16: it is then no coarser than they are, and half as much is read.
 #pragma once
 
 #include <algorithm>
@@ -40,6 +41,7 @@ struct LoraModule {
 struct LoraLayer {
   struct Part {
     PanelWeight up;
+    float scale = 1.0f;
     int64_t rank_begin = 0;  // of its columns of t
     int64_t begin = 0;       // its first column of y
   };
@@ -72,7 +74,8 @@ struct LoraStep {
 // The adapters of one linear call.
 class LoraCall {
  public:
-  LoraCall(std::vector<SiteSpec> sites, int64_t N, int64_t K, RowDim row_dim, Isa isa);
+  // `dtype`: in which adapters are kept, f32 or bf16.
+  LoraCall(std::vector<SiteSpec> sites, int64_t N, int64_t K, RowDim row_dim, DType dtype, Isa isa);
 
   // Whether some row of this step has an adapter here.
   bool is_in(const LoraStep& step) const;
@@ -94,8 +97,8 @@ class LoraCall {
   std::vector<SiteSpec> sites_;
   int64_t N_, K_;
   RowDim row_dim_;
-  const LinearKernels* linear_;
-  const LoraKernels* lora_;
+  DType dtype_;
+  const LoraKernels* kernels_;
   std::vector<std::unique_ptr<LoraLayer>> layers_;  // by slot
 };
 
@@ -105,7 +108,8 @@ class Lora {
   Lora(int64_t max_num_tokens, int64_t max_num_logits) : max_rows_(std::max(max_num_tokens, max_num_logits)) {}
 
   // A call with sites; null for one without. Throws PlanError.
-  LoraCall* add_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, Isa isa, const std::string& where);
+  LoraCall* add_call(const CallSpec& call, int64_t N, int64_t K, RowDim row_dim, DType dtype, Isa isa,
+                     const std::string& where);
 
   // The layers of an adapter, one per call. Throws Error for a module that no call multiplies by, or of another shape.
   struct Packed {

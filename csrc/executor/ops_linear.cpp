@@ -117,7 +117,7 @@ BoundOp bind_linear(Binder& binder) {
                            "] does not give " + describe(*y));
   const int64_t max_rows = std::min(binder.max_rows(*x, 0, x->rank - 1), kMaxPackedRows);
   binder.need_workspace(layer.rows_bytes(max_rows), 0);
-  const LoraCall* lora = binder.lora_call(N, K, x->row_dim(0));
+  const LoraCall* lora = binder.lora_call(N, K, x->row_dim(0), layer.is_f32() ? DType::f32 : DType::bf16);
   return {"linear.cpu." + layer.kernel_suffix(), [=](const Step& step, int thread) {
             if (x->count(0, x->rank - 1) == 0) return;
             if (lora != nullptr && step.lora != nullptr && lora->is_in(*step.lora))

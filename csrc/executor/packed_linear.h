@@ -29,6 +29,7 @@ class PackedLinear {
   static PackedLinear bind(Binder& binder, size_t index, int rank, int64_t* num_experts = nullptr, size_t matrix = 0);
 
   int64_t N() const { return kind_ == Kind::panels ? panels_.N : quant_.N; }
+  bool is_f32() const { return kind_ == Kind::panels && panels_.dtype == DType::f32; }
   int64_t K() const { return kind_ == Kind::panels ? panels_.K : quant_.K; }
   PackedLinear expert(int64_t index) const;
   std::string kernel_suffix() const;                         // e.g. avx2.bf16, avx2.i4xi8

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from friendli_runtime.artifact import Artifact
 from friendli_runtime.executor import load_executor
 from friendli_runtime.lora.adapter import Adapter
+from friendli_runtime.lora.config import AdapterError
+from friendli_runtime.lora.registry import AdapterRegistry
 from frontend.architectures import VOCAB_SIZE
 
 from .compiled import compile_fused, compiled_base
@@ -52,7 +56,10 @@ def prefill(
     )
 
 
-@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+SCALAR_TOO = [pytest.param("scalar", marks=pytest.mark.slow), "avx2"]
+
+
+@pytest.mark.parametrize("isa", SCALAR_TOO)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2", "mixtral"])
 def test_the_logits_with_an_adapter_are_those_of_peft(name: str, isa: str, saved_model: SavedModel, tmp_path: Path) -> None:
     model, folder = saved_model(name)
@@ -86,7 +93,7 @@ def mixed(saved_model: SavedModel, tmp_path: Path) -> list[Path]:
     return [tmp_path / str(i) for i in range(len(configs))]
 
 
-@pytest.mark.parametrize(("isa", "num_threads"), [("avx2", 1), ("avx2", 3), ("scalar", 2)])
+@pytest.mark.parametrize(("isa", "num_threads"), [("avx2", 1), ("avx2", 3), pytest.param("scalar", 2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("scheme", ["none", "8bit"])
 def test_a_mixed_batch_gives_the_bits_of_each_sequence_alone(
     scheme: str, isa: str, num_threads: int, mixed: list[Path], saved_model: SavedModel
@@ -101,6 +108,22 @@ def test_a_mixed_batch_gives_the_bits_of_each_sequence_alone(
         np.testing.assert_array_equal(together[end - len(prompt) : end], prefill(solo, [prompt], [slot]))
     np.testing.assert_array_equal(prefill(executor, PROMPTS, slots, logit_rows=ends - 1), together[ends - 1])
     np.testing.assert_array_equal(prefill(executor, PROMPTS, [-1] * 6), prefill(executor, PROMPTS, None))
+
+
+@pytest.mark.parametrize("isa", ["scalar", "avx2"])
+def test_beside_weights_of_fewer_bits_an_adapter_is_kept_in_bf16(isa: str, mixed: list[Path], saved_model: SavedModel) -> None:
+    def logits_with(rounding: Callable[[np.ndarray], np.ndarray], scheme: str) -> np.ndarray:
+        executor = executor_of(compiled_base("llama", saved_model("llama")[1], quantize=scheme), isa=isa)
+        modules = Adapter.load(mixed[0]).modules
+        executor.load_adapter(0, [(name, rounding(part.down), rounding(part.up), part.scale) for name, part in modules.items()])
+        return prefill(executor, PROMPTS[:2], [0, 0])
+
+    def to_bf16(values: np.ndarray) -> np.ndarray:
+        return torch.from_numpy(values).bfloat16().float().numpy()
+
+    exact, rounded = logits_with(lambda values: values, "8bit"), logits_with(to_bf16, "8bit")
+    np.testing.assert_array_equal(exact, rounded)
+    assert (logits_with(lambda values: values, "none") != logits_with(to_bf16, "none")).any(), "beside f32 weights it is kept in f32"
 
 
 def test_fused_and_slotted_adapters_choose_the_same_tokens(saved_model: SavedModel, tmp_path: Path) -> None:
@@ -145,3 +168,14 @@ def test_an_adapter_of_another_model_is_refused_and_changes_nothing(mixed: list[
     with pytest.raises(RuntimeError, match="no adapter slot -1"):
         executor.load_adapter(-1, [(name, down, up, 1.0)])
     assert executor.adapter_modules()[name] == (64, 64)
+
+
+def test_an_artifact_without_sites_says_that_it_must_be_compiled_again(mixed: list[Path], saved_model: SavedModel) -> None:
+    artifact = compiled_base("llama", saved_model("llama")[1])
+    calls = [{key: value for key, value in call.items() if key != "sites"} for call in artifact.plan["calls"]]
+    old = replace(artifact, plan={**artifact.plan, "calls": calls})
+    registry = AdapterRegistry(executor_of(old))
+    with pytest.raises(AdapterError, match="does not say which module") as error:
+        registry.load("law", str(mixed[0]))
+    assert "compile the model again" in error.value.hint and "sites" in error.value.where
+    assert registry.loaded() == []

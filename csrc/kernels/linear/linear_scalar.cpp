@@ -5,28 +5,15 @@
 namespace fmo {
 namespace {
 
-// The 16 weights of row k of a panel as f32.
-void load_weights(const PanelWeight& w, const void* panel, int64_t k, float out[kPanelRows]) {
-  if (w.dtype == DType::f32) {
-    std::copy_n(static_cast<const float*>(panel) + k * kPanelRows, kPanelRows, out);
-    return;
-  }
-  const bf16_t* pairs = static_cast<const bf16_t*>(panel) + k * kPanelRows;
-  for (int lane = 0; lane < 8; ++lane) {
-    out[lane] = bf16_to_f32(pairs[2 * lane]);
-    out[lane + 8] = bf16_to_f32(pairs[2 * lane + 1]);
-  }
-}
-
 void gemv(const RowSource& x, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
           int64_t y_stride) {
-  const auto load = [&](int64_t p, int64_t k, float* out) { load_weights(w, w.panel(p), k, out); };
+  const auto load = [&](int64_t p, int64_t k, float* out) { scalar::load_weights(w, p, k, out); };
   scalar::gemv(x, num_rows, w, load, panels, bias, y, y_stride);
 }
 
 void gemm(const float* packed, int64_t num_rows, const PanelWeight& w, Range panels, const float* bias, float* y,
           int64_t y_stride) {
-  const auto load = [&](int64_t p, int64_t k, float* out) { load_weights(w, w.panel(p), k, out); };
+  const auto load = [&](int64_t p, int64_t k, float* out) { scalar::load_weights(w, p, k, out); };
   scalar::gemm(packed, num_rows, w, load, panels, bias, y, y_stride);
 }
 

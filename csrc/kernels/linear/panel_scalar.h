@@ -9,6 +9,19 @@
 
 namespace fmo::scalar {
 
+// The 16 weights of panel p in column k as f32.
+inline void load_weights(const PanelWeight& w, int64_t p, int64_t k, float out[kPanelRows]) {
+  if (w.dtype == DType::f32) {
+    std::copy_n(static_cast<const float*>(w.panel(p)) + k * kPanelRows, kPanelRows, out);
+    return;
+  }
+  const bf16_t* pairs = static_cast<const bf16_t*>(w.panel(p)) + k * kPanelRows;
+  for (int lane = 0; lane < 8; ++lane) {
+    out[lane] = bf16_to_f32(pairs[2 * lane]);
+    out[lane + 8] = bf16_to_f32(pairs[2 * lane + 1]);
+  }
+}
+
 inline void store_outputs(const float sum[kPanelRows], int64_t first, int64_t N, const float* bias, float* y) {
   for (int64_t i = 0; i < std::min(kPanelRows, N - first); ++i)
     y[first + i] = bias == nullptr ? sum[i] : sum[i] + bias[first + i];
