@@ -40,8 +40,8 @@ class NgramProposer {
 
   int64_t usual_num_proposed_ = 0;
   int64_t max_num_proposed_ = 0;  // of the next step
-  Table tables_[2];          // the longer match first
-  int64_t num_indexed_ = 0;  // tokens whose run is in the tables
+  Table tables_[2];               // the longer match first
+  int64_t num_indexed_ = 0;       // tokens whose run is in the tables
   std::vector<int32_t> proposed_;
   float accepted_share_ = 0.6f;   // of the guesses, a moving average over steps
   int64_t resume_len_ = 0;        // silent until the sequence has so many tokens
