@@ -1,4 +1,4 @@
-"""The ASGI application: one table of routes, and for each request read → check → generate → answer.
+"""The application: one table of routes, and for each request read → check → generate → answer.
 
 Every route but health needs the API key, if there is one. A failure of ours is answered with an opaque id that the log explains; a
 failure of the client with a message that names the field. No request outlives its client: a closed connection cancels what runs for it.
@@ -12,9 +12,9 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,10 +34,11 @@ from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
 from .errors import ApiError, bad_request, unavailable
+from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
-from .generation import Generation, Prompt, with_fixed_seeds
+from .generation import Batch, Consumer, Generation, Prompt, with_fixed_seeds
 from .grammar_queue import GrammarQueue
-from .http import ClientGone, EventStream, Receive, Scope, Send, header, read_json, send_body, send_error, send_json
+from .http import EventStream, read_json, send_body, send_error, send_json
 from .limits import Limits
 from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
 
@@ -46,7 +47,7 @@ _INLINE_BODY_BYTES = 4096
 """A request this small is tokenized on the event loop; a larger one in a thread."""
 _MODEL_ROUTE, _ADAPTER_ROUTE = "/v1/models/", "/v1/adapters/"
 _log = logging.getLogger(__name__)
-Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+Handler = Callable[[Exchange], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class AppOptions:
 
 
 class App:
-    """ASGI callable for the web port. `attach` it to the engine's bridge first."""
+    """Answers the web port. `attach` it to the engine's bridge first."""
 
     def __init__(self, model: ServedModel, bridge: Bridge, metrics: Metrics, options: AppOptions) -> None:
         self.model = model
@@ -108,19 +109,17 @@ class App:
             "/health/live": ("GET", self._live),
         }
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
+    async def __call__(self, exchange: Exchange) -> None:
         try:
-            await self._handler(scope)(scope, receive, send)
+            await self._handler(exchange)(exchange)
         except ClientGone:
             self.metrics.failures_by_cancel.add()
         except ApiError as error:
-            await send_error(send, error)
+            send_error(exchange, error)
         except Exception:
             incident = secrets.token_hex(8)
-            _log.exception("internal error %s in %s", incident, scope["path"])
-            await send_error(send, ApiError(500, f"internal error {incident}; the server's log has the details", code="internal_error"))
+            _log.exception("internal error %s in %s", incident, exchange.path)
+            send_error(exchange, ApiError(500, f"internal error {incident}; the server's log has the details", code="internal_error"))
 
     def gauges(self) -> Mapping[str, float]:
         """The values of the moment for /metrics."""
@@ -156,16 +155,16 @@ class App:
             model.tokenizer, template, vocab_size, model.eos_token_ids, options.limits, parse_reasoning=options.parse_reasoning
         )
 
-    def _handler(self, scope: Scope) -> Handler:
-        path = scope["path"]
+    def _handler(self, exchange: Exchange) -> Handler:
+        path = exchange.path
         method, handler = self._open_routes.get(path) or self._routes.get(path) or self._named_route(path)
         if path not in self._open_routes:
-            self._authenticate(scope)
+            self._authenticate(exchange)
         if handler is None:
             raise ApiError(404, f"there is no '{path[:128]}' here; the API is under /v1/", code="not_found")
-        if scope["method"] != method:
+        if exchange.method != method:
             raise ApiError(
-                405, f"{path} takes {method}, not {scope['method']}", code="method_not_allowed", headers=(("allow", method or ""),)
+                405, f"{path} takes {method}, not {exchange.method}", code="method_not_allowed", headers=(("allow", method or ""),)
             )
         return handler
 
@@ -177,10 +176,10 @@ class App:
             return "DELETE", self._unload_adapter
         return None, None
 
-    def _authenticate(self, scope: Scope) -> None:
+    def _authenticate(self, exchange: Exchange) -> None:
         if self.options.api_keys is None:
             return
-        given = header(scope, b"x-api-key") or (header(scope, b"authorization") or b"").removeprefix(b"Bearer ")
+        given = exchange.header(b"x-api-key") or (exchange.header(b"authorization") or b"").removeprefix(b"Bearer ")
         if not self.options.api_keys.accepts(given):
             raise ApiError(
                 401,
@@ -194,13 +193,13 @@ class App:
     def _counted(self, handler: Handler) -> Handler:
         """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none."""
 
-        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted(exchange: Exchange) -> None:
             if self.is_draining:
                 raise unavailable("the server is shutting down")
             self.metrics.requests.add()
             self.num_in_flight += 1
             try:
-                await handler(scope, receive, send)
+                await handler(exchange)
             except ClientGone:
                 raise
             except Exception:
@@ -212,8 +211,8 @@ class App:
 
         return counted
 
-    async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, prompts = await self._prepared(scope, receive, ChatRequest, self._chat_prompts)
+    async def _chat(self, exchange: Exchange) -> None:
+        request, prompts = await self._prepared(exchange, ChatRequest, self._chat_prompts)
         generation, target = self._generation(request, prompts), self._targets.find(request.model)
         assert self.model.tokenizer is not None
         answer = ChatAnswer(
@@ -224,40 +223,40 @@ class App:
             with_logprobs=bool(request.logprobs),
             new_call_id=target.planner.new_call_id,
         )
-        await self._answer(request, generation, answer, receive, send)
+        await self._answer(request, generation, answer, exchange)
 
-    async def _messages(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _messages(self, exchange: Exchange) -> None:
         def translate(request: messages.MessagesRequest) -> ChatRequest:
             forms = self._targets.find(request.model).planner.forms
             return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
 
-        _, chat, prompts = await self._translated(scope, receive, messages.MessagesRequest, translate, messages.RENAMED)
+        _, chat, prompts = await self._translated(exchange, messages.MessagesRequest, translate, messages.RENAMED)
         generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
         answer = messages.MessagesAnswer(generation, secrets.token_hex(12), target.name, target.planner.new_call_id)
-        await self._answer_in_events(chat, generation, answer, receive, send)
+        await self._answer_in_events(chat, generation, answer, exchange)
 
-    async def _responses(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _responses(self, exchange: Exchange) -> None:
         kind = responses.ResponsesRequest
-        request, chat, prompts = await self._translated(scope, receive, kind, responses.chat_request, responses.RENAMED)
+        request, chat, prompts = await self._translated(exchange, kind, responses.chat_request, responses.RENAMED)
         generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
         answer = responses.ResponsesAnswer(generation, secrets.token_hex(16), target.name, request, target.planner.new_call_id)
-        await self._answer_in_events(chat, generation, answer, receive, send)
+        await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _translated(
-        self, scope: Scope, receive: Receive, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
+        self, exchange: Exchange, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
     ) -> tuple[Any, ChatRequest, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
-        request = decode_request(await read_json(scope, receive, self.options.limits), kind)
+        request = decode_request(await read_json(exchange, self.options.limits), kind)
         self._targets.find(request.model)
         try:
             chat = translate(request)
-            prompts = await self._made(scope, chat, self._chat_prompts)
+            prompts = await self._made(exchange, chat, self._chat_prompts)
         except ApiError as error:
             raise _with_names(error, renamed) from None
         return request, chat, prompts
 
-    async def _completions(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request, prompts = await self._prepared(scope, receive, CompletionRequest, self._completion_prompts)
+    async def _completions(self, exchange: Exchange) -> None:
+        request, prompts = await self._prepared(exchange, CompletionRequest, self._completion_prompts)
         generation = self._generation(request, prompts)
         answer = CompletionAnswer(
             generation,
@@ -267,17 +266,17 @@ class App:
             with_logprobs=request.logprobs is not None,
             with_prompt=bool(request.echo),
         )
-        await self._answer(request, generation, answer, receive, send)
+        await self._answer(request, generation, answer, exchange)
 
-    async def _prepared(self, scope: Scope, receive: Receive, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
+    async def _prepared(self, exchange: Exchange, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
         """The checked request and its prompts. Raises ApiError."""
-        request = decode_request(await read_json(scope, receive, self.options.limits), kind)
+        request = decode_request(await read_json(exchange, self.options.limits), kind)
         self._targets.find(request.model)
-        return request, await self._made(scope, request, make_prompts)
+        return request, await self._made(exchange, request, make_prompts)
 
-    async def _made(self, scope: Scope, request: Any, make_prompts: Callable[[Any], list[Prompt]]) -> list[Prompt]:
+    async def _made(self, exchange: Exchange, request: Any, make_prompts: Callable[[Any], list[Prompt]]) -> list[Prompt]:
         """The prompts of a request, made on the thread that its size and its grammar call for."""
-        size = header(scope, b"content-length") or b""
+        size = exchange.header(b"content-length") or b""
         if _may_compile(request):
             num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
             prompts = await self._grammars.run(num_bytes, make_prompts, request)
@@ -341,122 +340,107 @@ class App:
         )
 
     async def _answer(
-        self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, receive: Receive, send: Send
+        self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, exchange: Exchange
     ) -> None:
-        async with self._running(generation, receive):
-            if request.stream:
-                include_usage = bool(request.stream_options and request.stream_options.include_usage)
-                await self._stream(generation, answer, send, include_usage=include_usage)
-            else:
-                async for batch in generation.deltas():
-                    for choice_idx, delta in batch:
-                        answer.add(choice_idx, delta)
-                await send_json(send, answer.whole())
+        if not request.stream:
+            await self._run(generation, exchange, _collector(answer))
+            send_json(exchange, answer.whole())
+            return
+        stream = EventStream(exchange)
+
+        def send_chunks(batch: Batch) -> None:
+            frames = [frame for choice_idx, delta in batch for frame in answer.chunks(choice_idx, delta)]
+            if frames:
+                stream.send(frames)
+
+        with _failing_in(stream):
+            await self._run(generation, exchange, send_chunks)
+            if request.stream_options is not None and request.stream_options.include_usage:
+                stream.send([answer.usage_chunk()])
+            stream.finish()
 
     async def _answer_in_events(
         self,
         request: GenerationRequest,
         generation: Generation,
         answer: messages.MessagesAnswer | responses.ResponsesAnswer,
-        receive: Receive,
-        send: Send,
+        exchange: Exchange,
     ) -> None:
         """As `_answer`, for APIs whose streams have named events."""
-        stream = EventStream(send, self.options.limits)
-        async with self._running(generation, receive):
-            try:
-                async for batch in generation.deltas():
-                    for choice_idx, delta in batch:
-                        if not request.stream:
-                            answer.add(choice_idx, delta)
-                        elif events := answer.events(choice_idx, delta):
-                            await stream.send_named(events)
-                if request.stream:
-                    await stream.finish(with_done=False)
-                else:
-                    await send_json(send, answer.whole())
-            except ApiError as error:
-                if not stream.is_open:
-                    raise
-                await stream.fail(error, named=True)
+        if not request.stream:
+            await self._run(generation, exchange, _collector(answer))
+            send_json(exchange, answer.whole())
+            return
+        stream = EventStream(exchange)
 
-    async def _stream(self, generation: Generation, answer: ChatAnswer | CompletionAnswer, send: Send, *, include_usage: bool) -> None:
-        stream = EventStream(send, self.options.limits)
-        try:
-            async for batch in generation.deltas():
-                frames = [frame for choice_idx, delta in batch for frame in answer.chunks(choice_idx, delta)]
-                if frames:
-                    await stream.send(frames)
-            if include_usage:
-                await stream.send([answer.usage_chunk()])
-            await stream.finish()
-        except ApiError as error:
-            if not stream.is_open:
-                raise
-            await stream.fail(error)
+        def send_events(batch: Batch) -> None:
+            for choice_idx, delta in batch:
+                if events := answer.events(choice_idx, delta):
+                    stream.send_named(events)
 
-    @asynccontextmanager
-    async def _running(self, generation: Generation, receive: Receive) -> AsyncIterator[None]:
-        """Submits; on leaving, for whatever reason, nothing of the request is left in the engine."""
+        with _failing_in(stream, named=True):
+            await self._run(generation, exchange, send_events)
+            stream.finish(with_done=False)
+
+    async def _run(self, generation: Generation, exchange: Exchange, consume: Consumer) -> None:
+        """Until the answer is complete, or nobody is there to get it."""
         self.active.add(generation)
-        watcher = asyncio.create_task(_abort_when_gone(receive, generation))
+        exchange.listen(generation)
         try:
-            generation.start()
-            yield
+            await generation.run(consume)
         finally:
-            watcher.cancel()
+            exchange.listen(None)
             self.active.discard(generation)
-            generation.close()
 
     # Text and information ----------------------------------------------------------------------------------------------------------------
 
-    async def _tokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = decode_request(await read_json(scope, receive, self.options.limits), TokenizeRequest)
+    async def _tokenize(self, exchange: Exchange) -> None:
+        request = decode_request(await read_json(exchange, self.options.limits), TokenizeRequest)
         self._targets.find(request.model)
         run = asyncio.get_running_loop().run_in_executor
         most = self.options.limits.max_body_bytes
-        await send_json(send, {"tokens": await run(self._pool, encode_text, request.prompt, self.model.tokenizer, most, "prompt")})
+        send_json(exchange, {"tokens": await run(self._pool, encode_text, request.prompt, self.model.tokenizer, most, "prompt")})
 
-    async def _detokenize(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = decode_request(await read_json(scope, receive, self.options.limits), DetokenizeRequest)
+    async def _detokenize(self, exchange: Exchange) -> None:
+        request = decode_request(await read_json(exchange, self.options.limits), DetokenizeRequest)
         self._targets.find(request.model)
         tokenizer = self.model.tokenizer
         if tokenizer is None:
             raise no_tokenizer("tokens")
         check_prompt(request.tokens, self.bridge.engine.vocab_size, "tokens")
         run = asyncio.get_running_loop().run_in_executor
-        await send_json(send, {"text": await run(self._pool, tokenizer.decode, request.tokens)})
+        send_json(exchange, {"text": await run(self._pool, tokenizer.decode, request.tokens)})
 
-    async def _openapi(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, openapi.openapi(self.model.name))
+    async def _openapi(self, exchange: Exchange) -> None:
+        send_json(exchange, openapi.openapi(self.model.name))
 
-    async def _docs(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_body(send, 200, openapi.page(self.model.name), b"text/html; charset=utf-8")
+    async def _docs(self, exchange: Exchange) -> None:
+        send_body(exchange, 200, openapi.page(self.model.name), b"text/html; charset=utf-8")
 
-    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, {"object": "list", "data": [self._model_card(target) for target in self._targets.all()]})
+    async def _models(self, exchange: Exchange) -> None:
+        send_json(exchange, {"object": "list", "data": [self._model_card(target) for target in self._targets.all()]})
 
-    async def _model(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send_json(send, self._model_card(self._targets.find(scope["path"].removeprefix(_MODEL_ROUTE))))
+    async def _model(self, exchange: Exchange) -> None:
+        send_json(exchange, self._model_card(self._targets.find(exchange.path.removeprefix(_MODEL_ROUTE))))
 
     def _model_card(self, target: Target) -> dict[str, Any]:
         return card(target, self._targets.base, self.bridge.engine.max_total_len)
 
-    async def _load_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = decode_request(await read_json(scope, receive, self.options.limits), AdapterRequest)
+    async def _load_adapter(self, exchange: Exchange) -> None:
+        request = decode_request(await read_json(exchange, self.options.limits), AdapterRequest)
         root, registry = self._adapter_admin()
         await asyncio.get_running_loop().run_in_executor(self._pool, load_from, root, registry, request.name, request.folder)
-        await send_json(send, self._model_card(self._targets.find(request.name)))
+        send_json(exchange, self._model_card(self._targets.find(request.name)))
 
-    async def _unload_adapter(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name = scope["path"].removeprefix(_ADAPTER_ROUTE)
+    async def _unload_adapter(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(_ADAPTER_ROUTE)
         _, registry = self._adapter_admin()
         try:
             await asyncio.get_running_loop().run_in_executor(self._pool, registry.unload, name)
         except UnknownAdapter:
             raise ApiError(404, f"there is no adapter '{name[:128]}'", code="model_not_found") from None
         self._targets.forget_unloaded()
-        await send_json(send, {"id": name, "object": "model", "deleted": True})
+        send_json(exchange, {"id": name, "object": "model", "deleted": True})
 
     def _adapter_admin(self) -> tuple[Path, AdapterRegistry]:
         """Where adapters may be loaded from. Raises ApiError 403 where the operator does not allow it."""
@@ -465,39 +449,51 @@ class App:
             raise ApiError(403, "adapters are not loaded at run time here; start the server with --adapter-dir", code="not_allowed")
         return self.options.adapter_dir, registry
 
-    async def _ready(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _ready(self, exchange: Exchange) -> None:
         is_full = int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len
         if self.is_draining or is_full:
             raise unavailable("the server is shutting down" if self.is_draining else "the queue is full")
-        await send_json(send, {"status": "ready"})
+        send_json(exchange, {"status": "ready"})
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _live(self, exchange: Exchange) -> None:
         age_s = float(self.bridge.engine.stats()["heartbeat_age_s"])
         if age_s > MAX_HEARTBEAT_AGE_S:
             raise unavailable(f"the engine has not made a step for {age_s:.0f} s")
-        await send_json(send, {"status": "live"})
+        send_json(exchange, {"status": "live"})
 
 
 class MetricsApp:
-    """ASGI callable for the metrics port."""
+    """Answers the metrics port."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+    async def __call__(self, exchange: Exchange) -> None:
+        if exchange.path != "/metrics" or exchange.method != "GET":
+            send_error(exchange, ApiError(404, "this port has only GET /metrics", code="not_found"))
             return
-        if scope["path"] != "/metrics" or scope["method"] != "GET":
-            await send_error(send, ApiError(404, "this port has only GET /metrics", code="not_found"))
-            return
-        await send_body(send, 200, self._metrics.render().encode(), CONTENT_TYPE.encode())
+        send_body(exchange, 200, self._metrics.render().encode(), CONTENT_TYPE.encode())
 
 
-async def _abort_when_gone(receive: Receive, generation: Generation) -> None:
-    """Ends the generation when the client closes the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    generation.abort(ClientGone())
+def _collector(answer: ChatAnswer | CompletionAnswer | messages.MessagesAnswer | responses.ResponsesAnswer) -> Consumer:
+    """For answers that are wanted as a whole."""
+
+    def collect(batch: Batch) -> None:
+        for choice_idx, delta in batch:
+            answer.add(choice_idx, delta)
+
+    return collect
+
+
+@contextmanager
+def _failing_in(stream: EventStream, *, named: bool = False) -> Iterator[None]:
+    """What fails once the stream has begun is its last event."""
+    try:
+        yield
+    except ApiError as error:
+        if not stream.is_open:
+            raise
+        stream.fail(error, named=named)
 
 
 def _with_names(error: ApiError, renamed: Mapping[str, str]) -> ApiError:

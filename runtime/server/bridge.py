@@ -1,6 +1,6 @@
 """The engine's dispatcher thread on one side, the event loop on the other: one hop per engine step, however many requests it served.
 
-    dispatcher: sink, sink, … ─▶ pending ─ flush ─▶ (call_soon_threadsafe) ─▶ event loop: every channel gets its outputs
+    dispatcher: sink, sink, … ─▶ pending ─ flush ─▶ (call_soon_threadsafe) ─▶ event loop: every receiver gets its outputs
 
 The bridge also tells when requests are first scheduled: the engine starts them in order of arrival and says how many have not been started.
 """
@@ -50,33 +50,14 @@ class TokenEngine(Protocol):
     def shutdown(self, drain_s: float = 0.0) -> None: ...
 
 
-class Channel:
-    """The outputs of all prompts of one HTTP request, in order. One reader."""
-
-    __slots__ = ("_failure", "_outputs", "_ready")
-
-    def __init__(self) -> None:
-        self._outputs: list[tuple[int, TokenOutput]] = []
-        self._ready = asyncio.Event()
-        self._failure: Exception | None = None
+class Receiver(Protocol):
+    """Who takes the outputs of an HTTP request. Called on the event loop."""
 
     def put(self, prompt_idx: int, outputs: list[TokenOutput]) -> None:
-        self._outputs += ((prompt_idx, output) for output in outputs)
-        self._ready.set()
+        """Outputs of one prompt, in order."""
 
-    def fail(self, failure: Exception) -> None:
-        """The reader's next `take` raises `failure`; the first failure counts."""
-        self._failure = self._failure or failure
-        self._ready.set()
-
-    async def take(self) -> list[tuple[int, TokenOutput]]:
-        """All outputs since the last call, at least one, each with the index of its prompt."""
-        await self._ready.wait()
-        self._ready.clear()
-        if self._failure is not None:
-            raise self._failure
-        taken, self._outputs = self._outputs, []
-        return taken
+    def flush(self) -> None:
+        """That was all for now."""
 
 
 class Bridge:
@@ -84,7 +65,7 @@ class Bridge:
 
     def __init__(self, on_first_schedule: Callable[[float], None]) -> None:
         self._on_first_schedule = on_first_schedule
-        self._pending: deque[tuple[Channel, int, list[TokenOutput]]] = deque()
+        self._pending: deque[tuple[Receiver, int, list[TokenOutput]]] = deque()
         self._unstarted: dict[int, float] = {}  # request id → time of submission, oldest first
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: TokenEngine | None = None
@@ -106,14 +87,14 @@ class Bridge:
         self,
         prompt_ids: Sequence[int],
         params: SamplingParams,
-        channel: Channel,
+        receiver: Receiver,
         prompt_idx: int,
         constraint: MaskSource | None,
         adapter: str | None = None,
     ) -> int:
-        """Queues one prompt; its outputs go to `channel`. Raises what `Engine.submit` raises."""
+        """Queues one prompt; its outputs go to `receiver`. Raises what `Engine.submit` raises."""
         request_id = self.engine.submit(
-            prompt_ids, params, lambda outputs: self._pending.append((channel, prompt_idx, outputs)), constraint, adapter
+            prompt_ids, params, lambda outputs: self._pending.append((receiver, prompt_idx, outputs)), constraint, adapter
         )
         self._unstarted[request_id] = time.monotonic()
         return request_id
@@ -123,9 +104,15 @@ class Bridge:
         self.engine.cancel(request_id)
 
     def _deliver(self) -> None:
-        while self._pending:
-            channel, prompt_idx, outputs = self._pending.popleft()
-            channel.put(prompt_idx, outputs)
+        """What several steps gave while the loop was busy reaches each receiver in one go."""
+        pending = self._pending
+        receivers: dict[Receiver, None] = {}
+        while pending:
+            receiver, prompt_idx, outputs = pending.popleft()
+            receiver.put(prompt_idx, outputs)
+            receivers[receiver] = None
+        for receiver in receivers:
+            receiver.flush()
         if self._unstarted:
             self._note_started()
 

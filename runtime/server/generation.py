@@ -1,7 +1,7 @@
 """One HTTP request on the engine: its prompts are submitted, their samples become text, and whatever happens nothing keeps running after
 it.
 
-    prompts × n samples ─▶ engine ─▶ channel ─▶ SampleText per sample ─▶ batches of (choice, TextDelta)
+    prompts × n samples ─▶ engine ─▶ bridge ─▶ SampleText per sample ─▶ consume(batch of (choice, TextDelta))
 
 A choice is one sample of one prompt: index = prompt index × n + sample index. The end of a request, by whatever cause (finished, client
 gone, deadline, shutdown, error), cancels what is left of it in the engine.
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
@@ -27,7 +27,7 @@ from ..tokenizer.sample_text import SampleText, TextDelta
 from ..tokenizer.tokenizer import Tokenizer
 from ..tools.constraint import CallConstraint
 from ..tools.forms import ReadOptions
-from .bridge import Bridge, Channel
+from .bridge import Bridge
 from .errors import ApiError, invalid_value, unavailable
 
 _log = logging.getLogger(__name__)
@@ -74,9 +74,14 @@ class Usage:
         }
 
 
+Batch = list[tuple[int, TextDelta]]
+"""What an engine step added, as (choice index, delta)."""
+Consumer = Callable[[Batch], None]
+
+
 @dataclass(slots=True, eq=False)
 class Generation:
-    """A request in flight. Iterate `deltas()`; `close` in a finally."""
+    """A request in flight: `run` it once. It is a `bridge.Receiver` and an `exchange.Listener`."""
 
     bridge: Bridge
     metrics: Metrics
@@ -85,7 +90,12 @@ class Generation:
     deadline_s: float | None = None
     adapter: str | None = None  # None: the base model
     usage: Usage = field(default_factory=Usage)
-    _channel: Channel = field(default_factory=Channel)
+    num_open_choices: int = 0
+    _outputs: list[tuple[int, list[TokenOutput]]] = field(default_factory=list)  # with the index of their prompt
+    _consume: Consumer = field(default=lambda batch: None)
+    _end: asyncio.Future[None] | None = None
+    _failure: Exception | None = None
+    _is_paused: bool = False
     _choices: list[_Choice] = field(default_factory=list)
     _request_ids: list[int] = field(default_factory=list)
     _start_time: float = field(default_factory=time.monotonic)
@@ -97,10 +107,6 @@ class Generation:
         """Results of each prompt."""
         return self.prompts[0].params.n
 
-    @property
-    def num_open_choices(self) -> int:
-        return sum(not choice.text.finished for choice in self._choices)
-
     def seed(self, choice_idx: int) -> int:
         """The seed that was used for a choice: with n = 1 it gives that choice again."""
         prompt_idx, sample_idx = divmod(choice_idx, self.num_samples)
@@ -111,14 +117,30 @@ class Generation:
         token_ids = self.prompts[choice_idx // self.num_samples].token_ids
         return self.tokenizer.decode(token_ids) if self.tokenizer is not None else " ".join(map(str, token_ids))
 
-    def start(self) -> None:
-        """Submits all prompts, or none: raises ApiError 422, 429 or 503."""
+    async def run(self, consume: Consumer) -> None:
+        """Submits all prompts and gives `consume` what they bring, on the event loop, until every choice is finished.
+
+        Raises ApiError 422, 429 or 503 when they cannot be submitted, ApiError when the engine fails a sample, what `abort` was given, and
+        what `consume` raises.
+        """
+        self._consume = consume
+        self._end = asyncio.get_running_loop().create_future()
+        try:
+            self._start()
+            if self._failure is not None:
+                raise self._failure
+            await self._end
+        finally:
+            self._close()
+
+    def _start(self) -> None:
         for prompt_idx, prompt in enumerate(self.prompts):
             shown_ids = prompt.reading.shown_ids if prompt.reading is not None else frozenset()
             accepts = prompt.constraint.accepts if prompt.constraint is not None else None
             for sample_idx in range(prompt.params.n):
                 text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts, shown_ids)
                 self._choices.append(_Choice(text, prompt_idx, sample_idx))
+        self.num_open_choices = len(self._choices)
         try:
             for prompt_idx, prompt in enumerate(self.prompts):
                 self._request_ids.append(self._submit(prompt, prompt_idx))
@@ -139,36 +161,68 @@ class Generation:
             self._timer = asyncio.get_running_loop().call_later(self.deadline_s, self._expire)
 
     def _submit(self, prompt: Prompt, prompt_idx: int) -> int:
-        return self.bridge.submit(prompt.token_ids, prompt.params, self._channel, prompt_idx, prompt.constraint, self.adapter)
+        return self.bridge.submit(prompt.token_ids, prompt.params, self, prompt_idx, prompt.constraint, self.adapter)
 
     def abort(self, failure: Exception) -> None:
-        """Ends the request: whoever iterates gets `failure`."""
-        self._channel.fail(failure)
+        """Ends the request: `run` raises `failure`, the first one counts."""
+        self._failure = self._failure or failure
+        self._finish()
 
-    async def deltas(self) -> AsyncIterator[list[tuple[int, TextDelta]]]:
-        """What each engine step added, as (choice index, delta), until every choice is finished.
+    def pause(self) -> None:
+        """The client is slow: what the engine gives waits here."""
+        self._is_paused = True
 
-        Raises ApiError when the engine fails a sample, and what `abort` was given.
-        """
-        while self.num_open_choices:
-            batch: list[tuple[int, TextDelta]] = []
-            failure: ApiError | None = None
-            for prompt_idx, output in await self._channel.take():
-                choice_idx = prompt_idx * self.num_samples + output.sample_idx
-                delta = self._choices[choice_idx].text.push(output)
-                if delta is not None:
-                    self._count(self._choices[choice_idx], delta)
-                    failure = self._failure_of(output)
-                    if failure is not None:
-                        break
-                    batch.append((choice_idx, delta))
+    def resume(self) -> None:
+        self._is_paused = False
+        self.flush()
+
+    def put(self, prompt_idx: int, outputs: list[TokenOutput]) -> None:
+        self._outputs.append((prompt_idx, outputs))
+
+    def flush(self) -> None:
+        """Hands on what has come in since the last time."""
+        if self._is_paused or self._failure is not None or not self._outputs:
+            return
+        taken, self._outputs = self._outputs, []
+        try:
+            batch = self._read(taken)
             if batch:
-                yield batch  # what came before a failure is not lost
-            if failure is not None:
-                raise failure
+                self._consume(batch)  # what came before a failure is not lost
+        except Exception as error:
+            self._failure = error
+        if self._failure is not None or not self.num_open_choices:
+            self._finish()
 
-    def close(self) -> None:
-        """Cancels whatever still runs and records the request. Call once."""
+    def _read(self, taken: list[tuple[int, list[TokenOutput]]]) -> Batch:
+        """The outputs as text, up to the first failure."""
+        batch: Batch = []
+        num_samples = self.num_samples
+        for prompt_idx, outputs in taken:
+            for output in outputs:
+                choice_idx = prompt_idx * num_samples + output.sample_idx
+                choice = self._choices[choice_idx]
+                delta = choice.text.push(output)
+                if delta is None:
+                    continue
+                self._count(choice, delta)
+                self.num_open_choices -= choice.text.finished
+                if output.finish_reason is not None:
+                    self._failure = self._failure_of(output)
+                    if self._failure is not None:
+                        return batch
+                batch.append((choice_idx, delta))
+        return batch
+
+    def _finish(self) -> None:
+        if self._end is None or self._end.done():
+            return
+        if self._failure is None:
+            self._end.set_result(None)
+        else:
+            self._end.set_exception(self._failure)
+
+    def _close(self) -> None:
+        """Cancels whatever still runs and records the request."""
         if self._timer is not None:
             self._timer.cancel()
         if self.num_open_choices or len(self._request_ids) < len(self.prompts):

@@ -1,150 +1,322 @@
-"""The HTTP/1.1 protocol of the ASGI server, with bounds on what comes before the body.
+"""HTTP/1.1 on a socket: connections, their requests in order, and bounds on what comes before a body.
+
+    bytes ─httptools─▶ head ─▶ Exchange ─▶ task: app(exchange)          a second request on a connection waits for the first one's answer
 
 A head (request line and headers) has a size, a number of fields and a time to arrive; a connection that sends nothing is closed. What
-exceeds a bound gets 431 or 408 and the connection is closed. Head and body of an answer go out in one system call.
+exceeds a bound gets 431 or 408, what is not HTTP 400, one connection too many 503, and the connection is closed. Nothing is upgraded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Coroutine
+from email.utils import formatdate
+from math import inf
+from time import time
 from typing import Any
+from urllib.parse import unquote
 
-from uvicorn import Config, Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
 
+from .errors import bad_request
+from .exchange import Exchange
 from .limits import Limits
 
-_ANSWERS = {408: b"the request head did not arrive in time", 431: b"the request head is too large"}
-_HEAD_BEGIN = b"HTTP/1.1 "
-_REASONS = {408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+App = Callable[[Exchange], Coroutine[Any, Any, None]]
+_BACKLOG = 1024
+_MIN_PROGRESS_BYTES = 16 * 2**10
+"""What a client has to take in `write_stall_s` when the buffer of its connection is full."""
+_CLOSING_S = 0.1
+"""What connections get to send the rest of their answers when the server stops."""
+_REFUSALS = {
+    400: (b"Bad Request", b"this is not an HTTP request"),
+    408: (b"Request Timeout", b"the request head did not arrive in time"),
+    431: (b"Request Header Fields Too Large", b"the request head is too large"),
+    503: (b"Service Unavailable", b"too many connections"),
+}
 
 
-def bounded_protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """The protocol class for `uvicorn.Config(http=…)`."""
+class HttpServer:
+    """Serves an app on a socket that is already listening."""
 
-    class BoundedHttpProtocol(HttpToolsProtocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(_GatheringTransport(transport, self.loop))  # type: ignore[arg-type]
-            self._head_bytes = 0
-            self._in_head = True
-            self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(limits.header_timeout_s, self._refuse, 408)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_timer()
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            self._head_bytes += len(data)
-            if self.parser is not None:
-                super().data_received(data)
-            if self._in_head and self._head_bytes > limits.max_header_bytes:
-                self._refuse(431)
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._in_head = True
-            if self._head_timer is None:
-                self._head_timer = self.loop.call_later(limits.header_timeout_s, self._refuse, 408)
-
-        def on_headers_complete(self) -> None:
-            self._stop_timer()
-            self._in_head = False
-            self._head_bytes = 0
-            num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if len(self.headers) > limits.max_headers or num_bytes > limits.max_header_bytes:
-                self._refuse(431)
-            else:
-                super().on_headers_complete()
-
-        def on_message_complete(self) -> None:
-            self._head_bytes = 0
-            if not self.transport.is_closing():
-                super().on_message_complete()
-
-        def on_body(self, body: bytes) -> None:
-            if not self.transport.is_closing():
-                super().on_body(body)
-
-        def _stop_timer(self) -> None:
-            if self._head_timer is not None:
-                self._head_timer.cancel()
-                self._head_timer = None
-
-        def _refuse(self, status: int) -> None:
-            self._stop_timer()
-            if not self.transport.is_closing():
-                body = _ANSWERS[status]
-                head = b"HTTP/1.1 %d %s\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-                self.transport.write(head % (status, _REASONS[status], len(body)) + body)
-                self.transport.close()
-
-    return BoundedHttpProtocol
-
-
-class _GatheringTransport:
-    """A transport that holds the head of an answer back until its body comes, in the same turn of the event loop."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if data.startswith(_HEAD_BEGIN) and not self._head:
-            self._head = data
-            self._loop.call_soon(self._flush)
-        else:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-class HttpServer(Server):
-    """Serves an app on a socket that is already listening. Leaves signals to the caller."""
-
-    def __init__(self, app: Any, limits: Limits, sock: socket.socket) -> None:
-        super().__init__(_config(app, limits))
+    def __init__(self, app: App, limits: Limits, sock: socket.socket) -> None:
+        self.app, self.limits = app, limits
+        self.connections: set[HttpConnection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.is_stopping = False
         self._socket = sock
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopped = asyncio.Event()
+        self._date_s, self._date = 0, b""
 
     async def run_on_socket(self) -> None:
         """Until `stop`."""
-        await self.serve([self._socket])
+        self._loop = asyncio.get_running_loop()
+        if self.is_stopping:
+            return
+        listener = await self._loop.create_server(lambda: HttpConnection(self), sock=self._socket, backlog=_BACKLOG)
+        await self._stopped.wait()
+        listener.close()
+        for connection in list(self.connections):
+            connection.close_when_idle()
+        deadline = self._loop.time() + _CLOSING_S
+        while self.connections and self._loop.time() < deadline:
+            await asyncio.sleep(_CLOSING_S / 10)
 
     def stop(self) -> None:
-        self.should_exit = self.force_exit = True
+        """Takes no more connections and closes the idle ones. From any thread."""
+        self.is_stopping = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    def date(self) -> bytes:
+        """Now, as the header has it."""
+        now_s = int(time())
+        if now_s != self._date_s:
+            self._date_s, self._date = now_s, formatdate(now_s, usegmt=True).encode()
+        return self._date
+
+    def start(self, exchange: Exchange) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(self.app(exchange))
+        self.tasks.add(task)  # the loop itself keeps no reference
+        task.add_done_callback(self.tasks.discard)
 
 
-def _config(app: Any, limits: Limits) -> Config:
-    """A configuration that adds nothing of its own: no logging set-up, no proxy headers, no lifespan."""
-    return Config(
-        app,
-        http=bounded_protocol(limits),
-        ws="none",
-        lifespan="off",
-        loop="asyncio",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=limits.max_connections,
-        timeout_keep_alive=limits.keep_alive_s,
-        backlog=1024,
-    )
+class HttpConnection(asyncio.Protocol):
+    """One connection. The parser calls the `on_` methods; The public rest is for the Exchange and the server."""
+
+    def __init__(self, server: HttpServer) -> None:
+        self._server, self._limits = server, server.limits
+        self._loop = asyncio.get_running_loop()
+        self._parser: httptools.HttpRequestParser | None = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._is_fresh = True  # no request so far
+        self._in_head = False
+        self._num_head_bytes = 0
+        self._reading: Exchange | None = None
+        self._answering: Exchange | None = None
+        self._waiting: deque[Exchange] = deque()
+        self._deadline = inf
+        self._timer: asyncio.TimerHandle | None = None
+        self._has_stalled = False
+        self._num_seen_bytes = 0  # that were unsent when the buffer was looked at last
+
+    # The transport -----------------------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections.add(self)
+        self._set_deadline(self._limits.header_timeout_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = self._parser = None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._answering is not None:
+            self._answering.leave()
+        self._answering = self._reading = None
+        self._waiting.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self._parser is None:
+            return
+        self._num_head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._parser = None  # answered as an ordinary request; what follows is another protocol
+        except httptools.HttpParserError:
+            self._read_no_more(400)
+            return
+        if self._num_head_bytes > self._limits.max_header_bytes:
+            self._read_no_more(431)
+        elif self._in_head and self._answering is None and self._deadline == inf:
+            self._set_deadline(self._limits.header_timeout_s)
+
+    def pause_writing(self) -> None:
+        self._has_stalled = True
+        self._num_seen_bytes = self.num_unsent_bytes
+        self._set_deadline(self._limits.write_stall_s)
+        if self._answering is not None:
+            self._answering.set_stalled(True)
+
+    def resume_writing(self) -> None:
+        self._has_stalled = False
+        self._deadline = inf
+        if self._answering is None:
+            self._go_on()
+        else:
+            self._answering.set_stalled(False)
+
+    # The parser --------------------------------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._url, self._headers, self._in_head = b"", [], True
+        if self._answering is None and not self._is_fresh and not self._has_stalled:
+            self._deadline = inf  # was that of an idle connection; `data_received` sets one if the head is not whole
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer, which nobody reads
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        if self._parser is None:
+            return
+        self._in_head = self._is_fresh = False
+        self._num_head_bytes = 0
+        num_bytes = len(self._url) + sum([len(name) + len(value) for name, value in self._headers])
+        if len(self._headers) > self._limits.max_headers or num_bytes > self._limits.max_header_bytes:
+            self._read_no_more(431)
+            return
+        if len(self._server.connections) > self._limits.max_connections:
+            self._read_no_more(503)
+            return
+        is_current = self._parser.get_http_version() == "1.1"
+        keeps_alive = is_current and self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        method = self._parser.get_method().decode("ascii")
+        self._reading = Exchange(self, self._limits, method, self._path(), self._headers, keeps_alive=keeps_alive, is_chunked=is_current)
+        if self._parser.should_upgrade() and self._has_body():
+            self._reading.fail_body(bad_request("a request for another protocol has a body; leave out 'upgrade'", code="invalid_http"))
+        if self._answering is None and not self._has_stalled:
+            self._deadline = inf
+            self._answering = self._reading
+            self._server.start(self._reading)
+        else:
+            self._waiting.append(self._reading)
+            if self._transport is not None:
+                self._transport.pause_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._num_head_bytes = 0
+        if self._reading is not None:
+            self._reading.add_body(body)
+
+    def on_message_complete(self) -> None:
+        self._num_head_bytes = 0
+        if self._reading is not None:
+            self._reading.end_body()
+            self._reading = None
+
+    def _has_body(self) -> bool:
+        return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in self._headers)
+
+    def _path(self) -> str:
+        """The decoded path; a URL with a host, as proxies get it, has one as well."""
+        path = httptools.parse_url(self._url).path or b"/"
+        return unquote(path.decode("ascii", "replace")) if b"%" in path else path.decode("ascii", "replace")
+
+    # The exchange ------------------------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def finish(self, exchange: Exchange, *, keeps_alive: bool) -> None:
+        """The answer is written: the next request, if there is one, or the end."""
+        self._answering = None
+        if self._transport is None or not keeps_alive or self._server.is_stopping or (self._parser is None and not self._waiting):
+            self._close()
+        else:
+            self._go_on()
+
+    @property
+    def num_unsent_bytes(self) -> int:
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    @property
+    def has_stalled(self) -> bool:
+        return self._has_stalled
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def date(self) -> bytes:
+        return self._server.date()
+
+    def close_when_idle(self) -> None:
+        """For a server that stops; an answer in progress is the last one."""
+        if self._answering is None:
+            self._close()
+
+    # Bounds ------------------------------------------------------------------------------------------------------------------------------
+
+    def _go_on(self) -> None:
+        """Nothing is being answered. Without a request that waits, the client has a limited time, also for a body that nobody wants."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._has_stalled:  # who does not read gets no further answer
+            self._transport.pause_reading()
+        elif self._waiting:
+            self._deadline = inf
+            self._answering = self._waiting.popleft()
+            if not self._waiting:
+                self._transport.resume_reading()
+            self._server.start(self._answering)
+        else:
+            self._transport.resume_reading()
+            self._set_deadline(self._limits.header_timeout_s if self._in_head else self._limits.keep_alive_s)
+
+    def _read_no_more(self, status: int) -> None:
+        """The rest of what the client sends cannot be read; what it has asked before is still answered, else it gets `status`."""
+        self._parser = None
+        if self._reading is not None and not self._reading.is_body_whole:
+            self._reading.fail_body(bad_request("the body is not framed as HTTP requires", code="invalid_http"))
+        if self._answering is None:
+            self._refuse(status)
+
+    def _refuse(self, status: int) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
+        reason, body = _REFUSALS[status]
+        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        self._transport.write(head % (status, reason, len(body)) + body)
+        self._close()
+
+    def _close(self) -> None:
+        """After what is written has gone out, or could not for `write_stall_s`."""
+        self._parser = None
+        if self._transport is not None:
+            self._transport.close()
+            self._num_seen_bytes = self.num_unsent_bytes
+            self._set_deadline(self._limits.write_stall_s)
+
+    def _set_deadline(self, seconds: float) -> None:
+        """One timer for a connection: it is moved only to an earlier time; when it comes too early it is set again."""
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(self._deadline, self._on_timer)
+
+    def _check_progress(self) -> None:
+        """A client that reads slowly is waited for, one that hardly reads is not."""
+        if self.num_unsent_bytes + _MIN_PROGRESS_BYTES > self._num_seen_bytes:
+            self.abort()
+            return
+        self._num_seen_bytes = self.num_unsent_bytes
+        self._set_deadline(self._limits.write_stall_s)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        if self._loop.time() < self._deadline:
+            if self._deadline != inf:
+                self._timer = self._loop.call_at(self._deadline, self._on_timer)
+        elif self._transport is None:
+            return
+        elif self._has_stalled or self._transport.is_closing():
+            self._check_progress()
+        elif self._in_head or self._is_fresh:
+            self._refuse(408)
+        else:
+            self._close()

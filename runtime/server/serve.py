@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import resource
 import signal
@@ -135,7 +134,6 @@ async def _run(
 
     app.bridge.attach(loaded.engine, asyncio.get_running_loop())
     app.warm_up()
-    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would report every client that stops reading
     servers = [
         HttpServer(app, options.app.limits, web_socket),
         HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),

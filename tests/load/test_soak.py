@@ -66,10 +66,10 @@ def test_the_detectors_find_a_planted_leak(kind: str, tmp_path: Path) -> None:
         "import os, sys, threading\n"
         "from friendli_runtime.server import http\n"
         "held, finish, calls = [], http.EventStream.finish, [0]\n"
-        "async def leaky(self):\n"
+        "def leaky(self):\n"
         "    calls[0] += 1\n"
         f"    if calls[0] % {1 if kind == 'memory' else 20} == 0: {LEAKS[kind]}\n"
-        "    await finish(self)\n"
+        "    finish(self)\n"
         "http.EventStream.finish = leaky\n"
         "sys.argv = sys.argv[:1] + sys.argv[3:]\n"  # what `serve` passes to an interpreter: -c and a program
         "from friendli_compile.cli import main\n"

@@ -1,4 +1,4 @@
-"""A real server in this process: the app on uvicorn and a free port, over a scripted engine and a real byte-level tokenizer."""
+"""A real server in this process: the app on a free port, over a scripted engine and a real byte-level tokenizer."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class TestServer:
     engine: Any
     tokenizer: Tokenizer
     client: httpx.Client
+    connections: set[Any]
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -86,7 +87,7 @@ def start(
         thread.join()
         engine.shutdown()
 
-    return TestServer(urls[0], urls[1], app, engine, tokenizer, client), stop
+    return TestServer(urls[0], urls[1], app, engine, tokenizer, client, servers[0].connections), stop
 
 
 @pytest.fixture(scope="session")
