@@ -77,8 +77,8 @@ def test_an_output_has_the_same_bits_for_any_number_of_rows_and_threads(group: i
             np.testing.assert_array_equal(part, expected[40 - num_rows :], err_msg=f"{num_threads} threads, {num_rows} rows")
 
 
-@pytest.mark.parametrize(("dtype", "act_dtype"), [("i4", "i8"), ("i7", "i8")])
-@pytest.mark.parametrize(("num_rows", "K"), [(300, 256), (13, 4608)])
+@pytest.mark.parametrize(("dtype", "act_dtype"), PAIRS)
+@pytest.mark.parametrize(("num_rows", "K"), [(300, 256), (13, 4608), (37, 2304)])
 def test_blocks_of_rows_and_of_columns_meet_without_a_seam(num_rows: int, K: int, dtype: str, act_dtype: str) -> None:
     rng = np.random.default_rng(3)
     x, w = random_rows(rng, num_rows, K), random_matrix(rng, dtype, (21, K), 64, "f16")
@@ -89,7 +89,7 @@ def test_blocks_of_rows_and_of_columns_meet_without_a_seam(num_rows: int, K: int
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(("dtype", "act_dtype"), PAIRS)
-@pytest.mark.parametrize("num_rows", [1, 2, 4, 6])
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 6, 31])
 def test_no_sum_of_extreme_codes_and_activations_overflows(num_rows: int, dtype: str, act_dtype: str, isa: str) -> None:
     K, group = 256, 128
     top = {"i4": 15, "u4": 15, "e2m1": 7, "i7": 127, "i8": 255}[dtype]
@@ -99,7 +99,7 @@ def test_no_sum_of_extreme_codes_and_activations_overflows(num_rows: int, dtype:
     zeros = np.repeat(np.array([[0], [15]] * (len(codes) // 2)), K // group, 1).astype(np.uint8) if dtype == "u4" else None
     scale_dtype = "f32"
     w = QuantMatrix(dtype, scale_dtype, group, codes, np.ones((len(codes), K // group), np.float32), zeros)
-    x = np.concatenate([signs, signs[:2] * 3])[:num_rows]
+    x = np.resize(np.concatenate([signs, signs[:2] * 3]), (num_rows, signs.shape[1]))
     for rows in (x, -x):  # all activations at the extremes of their range
         plan, y = qlinear_plan(rows, w, act_dtype, group)
         expected = rows.astype(np.float64) @ w.numbers().T.astype(np.float64)

@@ -3,7 +3,7 @@
 // R blocks from far-apart parts of the share go side by side (4 streams for up to two rows, else 2): that fills the
 // memory pipeline better than one long stream. All tiles of a block of rows (x stays in L2) pass over a block of K of
 // those blocks (codes stay in L1); meanwhile each tile prefetches its part of what comes next in each stream. Sums rest
-// in memory between blocks of K.
+// in memory between blocks of K. With many tiles nibbles are unpacked to bytes once per block of K.
 #include "kernels/qlinear/qlinear_tables.h"
 #include "kernels/qlinear/qlinear_tile_avx2.h"
 
@@ -14,14 +14,18 @@ constexpr int64_t kCodeBlockBytes = 8 << 10;   // of one block of 8 outputs: two
 constexpr int64_t kRowBlockBytes = 256 << 10;  // x that stays in L2
 constexpr int64_t kMaxRowsAtOnce = 256;
 constexpr int64_t kMaxTileRows = 6;
+constexpr int64_t kUnpackTiles = 6;       // from here on unpacking pays; evenly split, such tiles have 5 or 6 rows
+constexpr int64_t kUnpackColumns = 1024;  // of two blocks: half of L1
 
 constexpr int64_t kPrefetchBytes = 2048;  // how far ahead two streams of a single tile are prefetched
 
 using TileFunction = void (*)(const TileJob&);
 struct TileTable {
-  TileFunction four[3];                // R = 4, by rows of the tile, up to max_four_rows
-  TileFunction two[kMaxTileRows + 1];  // R = 2
-  TileFunction one[kMaxTileRows + 1];  // R = 1
+  TileFunction four[3];                     // R = 4, by rows of the tile, up to max_four_rows
+  TileFunction two[kMaxTileRows + 1];       // R = 2
+  TileFunction one[kMaxTileRows + 1];       // R = 1
+  TileFunction unpacked[kMaxTileRows + 1];  // R = 2 on unpacked nibbles
+  void (*unpack)(const uint8_t* codes, int64_t num_bytes, uint8_t* bytes);
   int64_t max_four_rows, chunk, bytes_per_8;
 };
 
@@ -30,7 +34,25 @@ constexpr TileFunction tile_or_null() {
   if constexpr (FORM == Form::bytes && (C > 4 || R == 4)) {
     return nullptr;
   } else {
-    return multiply_tile<FORM, FLUSH, ONE, R, C>;
+    return multiply_tile<FORM, false, FLUSH, ONE, R, C>;
+  }
+}
+
+template <Form FORM, int FLUSH, bool ONE, int C>
+constexpr TileFunction unpacked_or_null() {
+  if constexpr (FORM == Form::bytes) {
+    return nullptr;
+  } else {
+    return multiply_tile<FORM, true, FLUSH, ONE, 2, C>;
+  }
+}
+
+template <Form FORM>
+constexpr auto unpack_or_null() -> void (*)(const uint8_t*, int64_t, uint8_t*) {
+  if constexpr (FORM == Form::bytes) {
+    return nullptr;
+  } else {
+    return unpack_nibbles<FORM>;
   }
 }
 
@@ -44,8 +66,11 @@ constexpr TileTable kTileTable = {
     {nullptr, tile_or_null<FORM, FLUSH, false, 1, 1>(), tile_or_null<FORM, FLUSH, false, 1, 2>(),
      tile_or_null<FORM, FLUSH, false, 1, 3>(), tile_or_null<FORM, FLUSH, false, 1, 4>(),
      tile_or_null<FORM, FLUSH, false, 1, 5>(), tile_or_null<FORM, FLUSH, false, 1, 6>()},
+    {nullptr, nullptr, nullptr, nullptr, nullptr, unpacked_or_null<FORM, FLUSH, ONE, 5>(),
+     unpacked_or_null<FORM, FLUSH, ONE, 6>()},
+    unpack_or_null<FORM>(),
     FORM == Form::bytes ? 0 : 2,
-    Tile<FORM, FLUSH, ONE, 1, 1>::kChunk,
+    Tile<FORM, false, FLUSH, ONE, 1, 1>::kChunk,
     kBytesPer8<FORM>};
 
 const TileTable& tile_table(DType dtype, int64_t flush, int64_t group) {
@@ -103,10 +128,15 @@ struct Multiply {
   float* y;
   int64_t y_stride;
 
+  bool unpacks(int64_t num_tiles) const {
+    return table.unpack != nullptr && num_tiles >= kUnpackTiles && rows.format.group <= kUnpackColumns;
+  }
+
   // Columns per block of K: whole groups.
   int64_t columns_at_once(int64_t num_tiles) const {
-    const int64_t group = rows.format.group,
-                  code_block = num_tiles == 1 ? w.K : kCodeBlockBytes * 8 / table.bytes_per_8;
+    const int64_t group = rows.format.group;
+    int64_t code_block = num_tiles == 1 ? w.K : kCodeBlockBytes * 8 / table.bytes_per_8;
+    if (unpacks(num_tiles)) code_block = kUnpackColumns;
     return std::min(w.K, std::max(code_block / group, int64_t{1}) * group);
   }
 
@@ -115,7 +145,7 @@ struct Multiply {
     const int64_t group = rows.format.group, group_idx = k0 / group, height = rows_of_tile.size();
     TileJob job{};
     job.codes = w.block(b) + k0 / 8 * table.bytes_per_8;
-    job.code_stride = stride * w.block_bytes();
+    job.code_stride = job.next_stride = stride * w.block_bytes();
     const int64_t group_bytes = kBlockRows * w.scale_bytes();
     job.scales = w.is_per_channel() ? nullptr : w.block_scales(b) + group_idx * group_bytes;
     job.scale_stride = stride * w.num_groups() * group_bytes;
@@ -143,16 +173,26 @@ struct Multiply {
   template <int R>
   void pass(int64_t b, int64_t stride, Range tiles, const TileFunction* functions) const {
     alignas(64) float sums[R > 2 ? 2 * 8 * R : kMaxRowsAtOnce * 8 * R];
+    alignas(64) uint8_t bytes[R == 2 ? 2 * 8 * kUnpackColumns : 1];
+    const bool unpacked = R == 2 && unpacks(tiles.size());
+    if (unpacked) functions = table.unpacked;
     const int64_t at_once = columns_at_once(tiles.size()), first_row = rows.row_tile(tiles.begin).begin;
     for (int64_t k0 = 0; k0 < w.K; k0 += at_once) {
       const int64_t num_columns = std::min(at_once, w.K - k0), num_bytes = num_columns / 8 * table.bytes_per_8;
       const int64_t slice = num_bytes / tiles.size();
+      for (int64_t r = 0; unpacked && r < R; ++r) {
+        table.unpack(w.block(b + r * stride) + k0 / 8 * table.bytes_per_8, num_bytes, bytes + r * 8 * num_columns);
+      }
       for (int64_t t = tiles.begin; t < tiles.end; ++t) {
         const Range tile = rows.row_tile(t);
         TileJob tile_job = job(tile, b, stride, k0, num_columns);
         tile_job.sums = at_once == w.K ? sums : sums + (tile.begin - first_row) * R * 8;
         const int64_t ahead = tiles.size() == 1 ? kPrefetchBytes : num_bytes + (t - tiles.begin) * slice;
         tile_job.next = reinterpret_cast<const char*>(tile_job.codes) + ahead;
+        if (unpacked) {
+          tile_job.codes = bytes;
+          tile_job.code_stride = 8 * num_columns;
+        }
         tile_job.next_step = table.chunk / 8 * table.bytes_per_8 / tiles.size();
         functions[tile.size()](tile_job);
         if (k0 + num_columns == w.K) finish(tile, b, stride, R, tile_job.sums);

@@ -26,8 +26,9 @@ using avx2::unroll;
 
 enum class Form : uint8_t { i4, u4, e2m1, bytes };
 
-template <Form FORM>
-constexpr int64_t kBytesPer8 = FORM == Form::bytes ? 64 : 32;  // of a block, for 8 columns
+// UNPACKED: nibbles that lie in bytes already, in a copy.
+template <Form FORM, bool UNPACKED = false>
+constexpr int64_t kBytesPer8 = FORM == Form::bytes || UNPACKED ? 64 : 32;  // of a block, for 8 columns
 
 struct TileJob {
   const uint8_t* codes;  // of block 0 at the first column; the other blocks are code_stride apart
@@ -43,8 +44,8 @@ struct TileJob {
   int64_t num_groups, group;
   float* sums;  // [C][R][8]
   bool is_first;
-  const char* next;  // what to prefetch, for each block code_stride apart: next_step bytes per chunk
-  int64_t next_step;
+  const char* next;  // what to prefetch, for each block next_stride apart: next_step bytes per chunk
+  int64_t next_stride, next_step;
 };
 
 alignas(32) constexpr uint8_t kLowNibblesData[32] = {15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15, 15,
@@ -63,9 +64,9 @@ inline __attribute__((always_inline)) __m256i load_vector(const void* p) {
 }
 
 // 4 columns of 8 outputs as unsigned bytes; HALF: which 4 of 8.
-template <Form FORM, int HALF>
+template <Form FORM, bool UNPACKED, int HALF>
 inline __attribute__((always_inline)) __m256i load_codes(const uint8_t* p) {
-  if constexpr (FORM == Form::bytes) return load_vector(p + 32 * HALF);
+  if constexpr (FORM == Form::bytes || UNPACKED) return load_vector(p + 32 * HALF);
   __m256i v = load_vector(p);
   if constexpr (HALF == 1) v = _mm256_srli_epi16(v, 4);
   asm("vpand %1, %0, %0" : "+x"(v) : "m"(kLowNibbles));
@@ -88,6 +89,17 @@ struct Codes8 {
   }
 };
 
+// A copy of nibbles as bytes.
+template <Form FORM>
+void unpack_nibbles(const uint8_t* codes, int64_t num_bytes, uint8_t* bytes) {
+  const __m256i low_nibbles = kLowNibbles;
+  for (int64_t at = 0; at < num_bytes; at += 32, bytes += 64) {
+    const Codes8<FORM> w(codes + at, low_nibbles);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes), w.first);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + 32), w.second);
+  }
+}
+
 inline __attribute__((always_inline)) __m256i broadcast4(const void* p) {
   __m256i v;
   asm("vpbroadcastd %1, %0" : "=x"(v) : "m"(*static_cast<const int32_t*>(p)));
@@ -98,6 +110,13 @@ inline __attribute__((always_inline)) __m256i broadcast4(const void* p) {
 inline __attribute__((always_inline)) __m256i multiply_add_bytes(__m256i acc, __m256i codes, __m256i x) {
   __m256i product;
   asm volatile("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(codes), "x"(x));
+  return acc;
+}
+
+// The same for the first product: leaves the sum of the row as it is, which saves a copy.
+inline __attribute__((always_inline)) __m256i start_bytes(__m256i sum, __m256i codes, __m256i x) {
+  __m256i acc;
+  asm volatile("vpmaddubsw %3, %2, %0\n\tvpaddw %1, %0, %0" : "=&x"(acc) : "x"(sum), "x"(codes), "x"(x));
   return acc;
 }
 
@@ -153,11 +172,12 @@ inline __m256i load_zeros(const uint8_t* p) {
 }
 
 // ONE: a group is one chunk, which saves the totals.
-template <Form FORM, int FLUSH, bool ONE, int R, int C>
+template <Form FORM, bool UNPACKED, int FLUSH, bool ONE, int R, int C>
 struct Tile {
   static constexpr int kChunk = FLUSH > 32 ? FLUSH : 32;  // columns per turn of the loop
   static constexpr int kFlushes = kChunk / FLUSH;
-  static constexpr int64_t kChunkBytes = kChunk / 8 * kBytesPer8<FORM>;
+  static constexpr int64_t kStep = kBytesPer8<FORM, UNPACKED>;
+  static constexpr int64_t kChunkBytes = kChunk / 8 * kStep;
   static constexpr int kLines = kChunkBytes / 64;
   static constexpr int64_t kStreamAhead = 1024;  // bytes: four streams are prefetched where they go
 
@@ -181,7 +201,7 @@ struct Tile {
         constexpr int kFours = f * (FLUSH / 4) + fours;
         __m256i w[R];
         unroll<R>([&](auto r) __attribute__((always_inline)) {
-          w[r] = load_codes<FORM, kFours % 2>(codes + r * job.code_stride + kFours / 2 * kBytesPer8<FORM>);
+          w[r] = load_codes<FORM, UNPACKED, kFours % 2>(codes + r * job.code_stride + kFours / 2 * kStep);
         });
         unroll<C>([&](auto c) __attribute__((always_inline)) {
           const __m256i a = broadcast4(x + (kFours * C + c) * 4);
@@ -210,11 +230,11 @@ struct Tile {
         });
       });
       unroll<FLUSH / 8>([&](auto s) __attribute__((always_inline)) {
-        constexpr int kStep = f * (FLUSH / 8) + s;
+        constexpr int kEight = f * (FLUSH / 8) + s;
         __m256i a[2 * C];
-        unroll<2 * C>([&](auto i) __attribute__((always_inline)) { a[i] = broadcast4(x + (2 * kStep * C + i) * 4); });
+        unroll<2 * C>([&](auto i) __attribute__((always_inline)) { a[i] = broadcast4(x + (2 * kEight * C + i) * 4); });
         unroll<R>([&](auto r) __attribute__((always_inline)) {
-          const Codes8<FORM> w(codes + r * job.code_stride + kStep * kBytesPer8<FORM>, low_nibbles);
+          const Codes8<FORM> w(codes + r * job.code_stride + kEight * kStep, low_nibbles);
           unroll<C>([&](auto c) __attribute__((always_inline)) {
             acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w.first, a[c]);
             acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w.second, a[C + c]);
@@ -233,17 +253,15 @@ struct Tile {
     unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
       __m256i w[2 * R];
       unroll<2 * R>([&](auto i) __attribute__((always_inline)) {
-        w[i] = load_codes<FORM, i / R>(codes + i % R * job.code_stride + f * kBytesPer8<FORM>);
+        w[i] = load_codes<FORM, UNPACKED, i / R>(codes + i % R * job.code_stride + f * kStep);
       });
       unroll<C>([&](auto c) __attribute__((always_inline)) {
         __m256i acc[R];
         const __m256i sum = broadcast4(x_sums + f * C + c);
-        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r] = sum; });
-        unroll<2>([&](auto half) __attribute__((always_inline)) {
-          const __m256i a = broadcast4(x + ((2 * f + half) * C + c) * 4);
-          unroll<R>([&](auto r)
-                        __attribute__((always_inline)) { acc[r] = multiply_add_bytes(acc[r], w[half * R + r], a); });
-        });
+        const __m256i first = broadcast4(x + (2 * f * C + c) * 4), second = broadcast4(x + ((2 * f + 1) * C + c) * 4);
+        unroll<R>([&](auto r) __attribute__((always_inline)) { acc[r] = start_bytes(sum, w[r], first); });
+        unroll<R>([&](auto r)
+                      __attribute__((always_inline)) { acc[r] = multiply_add_bytes(acc[r], w[R + r], second); });
         unroll<R>([&](auto r) __attribute__((always_inline)) {
           totals[c * R + r] = add_totals(totals[c * R + r], widen_sums(acc[r]));
         });
@@ -257,7 +275,7 @@ struct Tile {
         if constexpr (R == 4) {
           _mm_prefetch(codes + r * job.code_stride + kStreamAhead + i * 64, _MM_HINT_T0);
         } else {
-          _mm_prefetch(next + r * job.code_stride + i * (job.next_step / kLines), _MM_HINT_T0);
+          _mm_prefetch(next + r * job.next_stride + i * (job.next_step / kLines), _MM_HINT_T0);
         }
       });
     });
@@ -291,10 +309,10 @@ struct Tile {
   }
 };
 
-template <Form FORM, int FLUSH, bool ONE, int R, int C>
+template <Form FORM, bool UNPACKED, int FLUSH, bool ONE, int R, int C>
 __attribute__((noinline)) void multiply_tile(const TileJob& job_in_memory) {
   const TileJob job = job_in_memory;
-  Tile<FORM, FLUSH, ONE, R, C> at{job.codes, job.x, job.x_sums, job.next};
+  Tile<FORM, UNPACKED, FLUSH, ONE, R, C> at{job.codes, job.x, job.x_sums, job.next};
   if (job.is_first) unroll<R * C>([&](auto i) { _mm256_store_ps(job.sums + i * 8, _mm256_setzero_ps()); });
   const float* x_scales = job.x_scales;
   for (int64_t g = 0; g < job.num_groups; ++g, x_scales += C) {

@@ -1,7 +1,7 @@
 // Rows of x to integers, for AVX2: 32 columns of a row at a time.
 #include <immintrin.h>
 
-#include <cstring>
+#include <bit>
 
 #include "kernels/math/vec_avx2.h"
 #include "kernels/qlinear/qlinear_tables.h"
@@ -46,7 +46,8 @@ struct RowTarget {
   int32_t* codes;  // four columns each; `num_rows` apart
   int32_t* sums;
   int64_t num_rows;
-  int64_t sum_columns;
+  int64_t sum_columns;  // 8, 16, 32 or 64
+  int sum_shift;        // its logarithm: a division would cost more than all else
   __m256i factor;
 
   // The sums of 32 columns: 4, 2 or 1 of them; of 64 columns the second half is added to the first.
@@ -57,12 +58,12 @@ struct RowTarget {
     if (sum_columns > 16) pairs = _mm256_add_epi16(pairs, _mm256_permute2x128_si256(pairs, pairs, 1));
     alignas(32) int32_t sum[8];
     _mm256_store_si256(reinterpret_cast<__m256i*>(sum), _mm256_mullo_epi16(pairs, factor));
-    const int64_t step = std::min(sum_columns, kColumns);
-    for (int64_t i = 0; i < kColumns / step; ++i) {
-      int32_t* target = sums + (k + i * step) / sum_columns * num_rows;
-      const bool is_second_half = (k + i * step) % sum_columns != 0;
-      *target = is_second_half ? add_pairs(*target, sum[i * step / 4]) : sum[i * step / 4];
+    int32_t* target = sums + (k >> sum_shift) * num_rows;
+    if (sum_columns > kColumns) {
+      *target = k % (2 * kColumns) == 0 ? sum[0] : add_pairs(*target, sum[0]);
+      return;
     }
+    for (int64_t i = 0; i < kColumns / 4; i += sum_columns / 4, target += num_rows) *target = sum[i];
   }
 
   static int32_t add_pairs(int32_t a, int32_t b) {
@@ -83,6 +84,7 @@ struct RowTarget {
 void quantize_rows_avx2(const RowSource& x, const QuantRows& rows, Range units) {
   const RowFormat& format = rows.format;
   const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>(format.sum_factor));
+  const int sum_shift = std::countr_zero(static_cast<uint64_t>(format.sum_columns));
   for (int64_t unit = units.begin; unit < units.end; ++unit) {
     const Range tile = rows.row_tile(unit / rows.num_groups());
     const int64_t group = unit % rows.num_groups(), first = group * format.group, num_rows = tile.size();
@@ -92,7 +94,7 @@ void quantize_rows_avx2(const RowSource& x, const QuantRows& rows, Range units) 
       rows.scales[tile.begin * rows.num_groups() + group * num_rows + r] = scale.scale;
       int32_t* codes = reinterpret_cast<int32_t*>(rows.codes + tile.begin * rows.K + first * num_rows) + r;
       int32_t* sums = rows.sums + tile.begin * rows.num_sums() + first / format.sum_columns * num_rows + r;
-      const RowTarget target{codes, sums, num_rows, format.sum_columns, factor};
+      const RowTarget target{codes, sums, num_rows, format.sum_columns, sum_shift, factor};
       for (int64_t k = 0; k < format.group; k += kColumns) {
         const __m256i integers = round_columns(source + k, avx2::set1(scale.inverse));
         target.put_codes(integers, k);
