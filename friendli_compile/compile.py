@@ -105,6 +105,7 @@ def build_artifact(
     folder: OutputFolder, options: CompileOptions, source: ModelSource, traced: TracedModel, progress: Progress
 ) -> CompileReport:
     """Fills the open `folder` from a traced model, checks the result and commits it."""
+    _require_servable(options, traced)
     notes: list[str] = []
     fused = fuse_adapters(options.fuse_lora, traced)
     checkpoint = Checkpoint(source, traced, fused.edits)
@@ -157,7 +158,7 @@ def plan_model(traced: TracedModel, dtype: str, progress: Progress) -> tuple[Gra
         graph = _run_passes(traced)
         phase.detail = f"{len(graph.nodes)} nodes"
     with progress.phase("plan") as phase:
-        plan = make_plan(graph, storage_dtype=STORAGE_DTYPE[dtype], max_context_len=traced.max_context_len)
+        plan = make_plan(graph, storage_dtype=STORAGE_DTYPE[dtype], max_context_len=traced.max_context_len, vocab_size=traced.vocab_size)
         phase.detail = f"{len(plan.calls)} calls, {sum(w.num_bytes for w in plan.weights) / 1e6:,.1f} MB of weights"
     if debug_level() >= 2:
         _print_calls(plan)
@@ -249,7 +250,7 @@ def _measure_quality(
 
 
 def _vocabulary(source: ModelSource, traced: TracedModel) -> Vocabulary:
-    vocab_size = min(int(traced.graph.outputs[0].dims[-1]), int(traced.config.get_text_config().vocab_size))
+    vocab_size = min(traced.vocab_size, int(traced.config.get_text_config().vocab_size))
     special = special_token_ids(source, vocab_size)
     named = [special["bos_token_id"], special["pad_token_id"], *special["eos_token_ids"]]
     return Vocabulary(vocab_size, special["bos_token_id"], frozenset(token for token in named if token is not None))
@@ -268,6 +269,15 @@ def _require_sense(options: CompileOptions) -> None:
         raise FmoError("--auto-mixed has no budget to meet", hint="add --max-kl, --max-ppl-drift or --min-top1")
     if quality.probe is not None:
         read_probe_file(quality.probe)
+
+
+def _require_servable(options: CompileOptions, traced: TracedModel) -> None:
+    """What a model of embeddings cannot have: the quality gate compares next tokens, of which it has none; adapters name other modules."""
+    asked = (
+        "--quantize" if (options.quantize or "none") != "none" or options.quantize_layers else "--fuse-lora" if options.fuse_lora else ""
+    )
+    if traced.is_embedder and asked:
+        raise FmoError(f"{asked} is for models that write text; '{options.model}' gives embeddings", hint=f"leave {asked} away")
 
 
 def _quantization_facts(policy: Policy, quantized: Quantized) -> dict[str, Any]:
@@ -350,7 +360,6 @@ def _self_check(options: CompileOptions, check: Callable[[Phase], SelfCheckResul
 def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedModel, dtype: str) -> dict[str, Any]:
     config_bytes = (source.folder / "config.json").read_bytes()
     versions = installed_versions()
-    vocab_size = int(traced.graph.outputs[0].dims[-1])
     return {
         "fmo_version": versions["fmo"],
         "target": {"device": options.target, "arch": "x86-64", "isa_min": "scalar"},
@@ -359,10 +368,11 @@ def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedM
             "architecture": traced.architecture,
             "model_type": traced.config.model_type,
             "dtype": dtype,
-            "vocab_size": vocab_size,
+            "vocab_size": traced.vocab_size,
             "max_context_len": traced.max_context_len,
             "num_params": traced.num_params,
-            **special_token_ids(source, vocab_size),
+            **special_token_ids(source, traced.vocab_size),
+            **_embedding_facts(source, traced),
         },
         "provenance": {
             "config_sha256": hashlib.sha256(config_bytes).hexdigest(),
@@ -370,6 +380,13 @@ def _manifest_head(options: CompileOptions, source: ModelSource, traced: TracedM
             "transformers": versions["transformers"],
         },
     }
+
+
+def _embedding_facts(source: ModelSource, traced: TracedModel) -> dict[str, Any]:
+    if source.embedding is None:
+        return {}
+    size = int(traced.graph.outputs[0].dims[-1])
+    return {"embedding": {"size": size, "pooling": source.embedding.pooling, "normalized": source.embedding.is_normalized}}
 
 
 def model_name(model: str) -> str:
@@ -408,7 +425,7 @@ def _tokenizer_notes(source: ModelSource) -> list[str]:
     if "tokenizer.json" in names:
         return (
             []
-            if _has_chat_template(source, names)
+            if source.embedding is not None or _has_chat_template(source, names)
             else ["the checkpoint has no chat template: completions work, chat requests are refused"]
         )
     note = "the checkpoint has no tokenizer.json: the artifact can be served with token ids, not with text"

@@ -33,6 +33,7 @@ ISA_FLAGS = {
     "avx2": frozenset({"avx2", "fma", "f16c"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512vl"}),
 }
+POOLINGS = ("last", "mean", "first")
 _HASH_CHUNK_BYTES = 1 << 22
 _RECOMPILE = "copy or compile the artifact again"
 
@@ -45,10 +46,20 @@ def _is_token_id(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 31
 
 
+def _is_embedding(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and _is_count(value.get("size"))
+        and value.get("pooling") in POOLINGS
+        and isinstance(value.get("normalized"), bool)
+    )
+
+
 MODEL_FACTS: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: isinstance(value, str) and value != "",
     "bos_token_id": lambda value: value is None or _is_token_id(value),
     "pad_token_id": lambda value: value is None or _is_token_id(value),
+    "embedding": lambda value: value is None or _is_embedding(value),
     "eos_token_ids": lambda value: isinstance(value, list) and all(map(_is_token_id, value)),
 }
 PLAN_FACTS: dict[str, Callable[[Any], bool]] = {
@@ -59,6 +70,15 @@ PLAN_FACTS: dict[str, Callable[[Any], bool]] = {
     "calls": lambda value: isinstance(value, list),
     "weights": lambda value: isinstance(value, dict),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingFacts:
+    """`pooling`: which hidden states of a text are taken, one of POOLINGS. `is_normalized`: embeddings have the length 1."""
+
+    size: int
+    pooling: str
+    is_normalized: bool
 
 
 @dataclass(slots=True)
@@ -113,6 +133,12 @@ class Artifact:
     def max_context_len(self) -> int:
         """Tokens of prompt and answer together."""
         return int(self.plan["max_context_len"])
+
+    @property
+    def embedding(self) -> EmbeddingFacts | None:
+        """How hidden states become an embedding; None: the model writes text."""
+        facts = self._model.get("embedding")
+        return None if facts is None else EmbeddingFacts(facts["size"], facts["pooling"], facts["normalized"])
 
     @property
     def kv_dtype(self) -> str:

@@ -21,6 +21,7 @@ from .engine import Engine
 from .errors import ConfigError
 
 if TYPE_CHECKING:
+    from .embedder import Embedder
     from .lora.registry import LoadedAdapter
     from .tokenizer.chat_template import ChatTemplate
     from .tokenizer.tokenizer import Tokenizer
@@ -88,9 +89,30 @@ class LoadedModel:
         self.engine.shutdown(drain_s)
 
 
+@dataclass(slots=True)
+class LoadedEmbedder:
+    """As LoadedModel, of a model that gives embeddings."""
+
+    artifact: Artifact
+    engine: Embedder
+    tokenizer: Tokenizer | None
+
+    chat_template = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def close(self, drain_s: float = 0.0) -> None:
+        self.engine.shutdown(drain_s)
+
+
 def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None] | None = None) -> LoadedModel:
-    """Opens, checks and starts. Raises ArtifactError and its kinds, ConfigError, AdapterError."""
+    """Opens, checks and starts a model that writes text. Raises ArtifactError and its kinds, ConfigError, AdapterError."""
     artifact = Artifact.open(path)
+    if artifact.embedding is not None:
+        raise ConfigError(
+            f"'{artifact.name}' gives embeddings, not text",
+            where=str(artifact.folder),
+            hint="serve it: fmo serve, then POST /v1/embeddings",
+        )
     verification = artifact.start_verification()
     num_blocks = num_kv_blocks(artifact, options)
     with ThreadPoolExecutor(1, "fmo-load-text") as pool:
@@ -102,6 +124,38 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_b
     engine.start()
     block_bytes = kv_block_bytes(artifact, options.kv_dtype or artifact.kv_dtype)
     return LoadedModel(artifact, engine, tokenizer, template, num_blocks * BLOCK_SIZE, num_blocks * block_bytes)
+
+
+def open_any(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None]) -> LoadedModel | LoadedEmbedder:
+    """Whatever the artifact holds, opened, checked and started. Raises as `open_model` does."""
+    artifact = Artifact.open(path)
+    return open_model(path, options, text, on_batch_end) if artifact.embedding is None else _open_embedder(artifact, options, text)
+
+
+def _open_embedder(artifact: Artifact, options: EngineOptions, text: TextOptions) -> LoadedEmbedder:
+    from .embedder import Embedder, num_blocks_for
+    from .executor import load_executor
+
+    assert artifact.embedding is not None
+    if options.adapters:
+        what = f"'{artifact.name}' gives embeddings and takes no adapters"
+        raise ConfigError(what, where="--adapter-model", hint="merge the adapter into the checkpoint before it is compiled")
+    verification = artifact.start_verification()
+    num_tokens, num_seqs = options.max_num_tokens, options.max_num_seqs
+    executor = load_executor(
+        artifact,
+        num_threads=options.num_threads,
+        max_num_tokens=num_tokens,
+        max_num_logits=num_tokens if artifact.embedding.pooling == "mean" else num_seqs,
+        num_blocks=num_blocks_for(artifact.max_context_len, num_tokens, num_seqs),
+        kv_dtype=options.kv_dtype,
+    )
+    tokenizer, _ = _load_text(artifact, text)
+    verification.wait()
+    sizes = {"max_num_tokens": num_tokens, "max_num_seqs": num_seqs, "max_queue_len": options.max_queue_len}
+    embedder = Embedder(executor, artifact.embedding, max_context_len=artifact.max_context_len, **sizes)
+    embedder.start()
+    return LoadedEmbedder(artifact, embedder, tokenizer)
 
 
 def _load_adapters(engine: Engine, model_name: str, tokenizer: Tokenizer | None, adapters: Mapping[str, str]) -> None:

@@ -163,7 +163,7 @@ Model model_of(nb::handle model, EngineOptions& options) {
   require_at_most("max_num_seqs", options.scheduler.max_num_seqs, executor->max_num_logits(), "max_num_logits");
   options.scheduler.max_num_logits = executor->max_num_logits();
   require_at_most("max_context_len", options.max_context_len, executor->max_context_len(), "max_context_len");
-  require_at_most("vocab_size", options.vocab_size, executor->vocab_size(), "vocab_size");
+  require_at_most("vocab_size", options.vocab_size, executor->output_width(), "output_width");
   return {[executor](const Batch& batch) -> LogitsView {
             executor->forward(batch);
             return {executor->logits(), executor->logits_stride()};

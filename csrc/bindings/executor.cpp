@@ -75,7 +75,7 @@ Floats forward(Executor& executor, const Ints& input_ids, const Ints& position_i
     require_length("adapter_slots", adapter_slots->shape(0), context_lens.shape(0));
     batch.adapter_slots = adapter_slots->data();
   }
-  const size_t rows = logit_rows.shape(0), columns = static_cast<size_t>(executor.vocab_size());
+  const size_t rows = logit_rows.shape(0), columns = static_cast<size_t>(executor.output_width());
   auto copy = std::make_unique<float[]>(rows * columns);
   {
     const nb::gil_scoped_release no_gil;
@@ -158,7 +158,7 @@ void bind_executor(nb::module_& m) {
       .def("forward", &forward, nb::arg("input_ids"), nb::arg("position_ids"), nb::arg("cu_seqlens"),
            nb::arg("context_lens"), nb::arg("block_tables"), nb::arg("logit_rows"),
            nb::arg("adapter_slots") = nb::none(),
-           "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, vocab_size]. One call at a "
+           "One step over int32 arrays (csrc/executor/batch.h); returns f32 [num_logits, output_width]. One call at a "
            "time.")
       .def("load_adapter", &load_adapter, nb::arg("slot"), nb::arg("modules"),
            "Puts an adapter into an empty slot, between two steps. modules: (name, lora_A, lora_B, scale). Raises "
@@ -174,6 +174,7 @@ void bind_executor(nb::module_& m) {
       .def("calls", &calls,
            "What each call of the plan is bound to: op, kernel, layer, source, weight_bytes, num_runs, total_ns.")
       .def_prop_ro("vocab_size", &Executor::vocab_size)
+      .def_prop_ro("output_width", &Executor::output_width)
       .def_prop_ro("max_context_len", &Executor::max_context_len)
       .def_prop_ro("max_num_tokens", &Executor::max_num_tokens)
       .def_prop_ro("max_num_logits", &Executor::max_num_logits)

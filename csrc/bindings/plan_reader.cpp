@@ -238,6 +238,7 @@ PlanSpec read_plan(nb::dict plan, nb::dict weights) {
     throw PlanError("schema_version is " + std::to_string(version) + ", this build reads 1", where);
   PlanSpec spec;
   spec.vocab_size = to_int(member(plan, "vocab_size", where), where);
+  spec.output_width = plan.contains("output_width") ? to_int(plan["output_width"], where) : spec.vocab_size;
   spec.max_context_len = to_int(member(plan, "max_context_len", where), where);
   read_memory(spec, plan);
   const nb::object table = member(plan, "weights", where);

@@ -151,6 +151,7 @@ void Executor::Impl::check_options() const {
     throw Error(std::string("kv_dtype is ") + dtype_name(options.kv_dtype), "executor options", "use f32, bf16 or i8");
   }
   if (plan.vocab_size < 1) throw PlanError("vocab_size is " + std::to_string(plan.vocab_size), "plan.json");
+  if (plan.output_width < 1) throw PlanError("output_width is " + std::to_string(plan.output_width), "plan.json");
 }
 
 const char* Executor::Impl::map_tensor(const std::string& name, const FilePlace& place, int64_t expected_bytes) {
@@ -363,10 +364,10 @@ void Executor::Impl::bind_logits() {
   logits = resolve(plan.logits, "plan.json, logits", false);
   const bool fits = plan.logits.space == ViewSpec::Space::buffer && logits.dtype == DType::f32 && logits.rank == 2 &&
                     logits.row_dim(0) == RowDim::num_logits && logits.row_dim(1) == RowDim::none &&
-                    logits.dim(1) == plan.vocab_size && logits.stride(1) == 1;
+                    logits.dim(1) == plan.output_width && logits.stride(1) == 1;
   if (!fits)
     throw PlanError("the logits are " + describe(logits) + ", expected a buffer f32 [num_logits, " +
-                        std::to_string(plan.vocab_size) + "]",
+                        std::to_string(plan.output_width) + "]",
                     "plan.json, logits");
 }
 
@@ -512,6 +513,7 @@ void Executor::unload_adapter(int32_t slot) {
 std::vector<Lora::ModuleShape> Executor::adapter_modules() const { return impl_->lora.modules(); }
 
 int64_t Executor::vocab_size() const { return impl_->plan.vocab_size; }
+int64_t Executor::output_width() const { return impl_->plan.output_width; }
 int64_t Executor::max_context_len() const { return impl_->plan.max_context_len; }
 int64_t Executor::max_num_tokens() const { return impl_->options.max_num_tokens; }
 int64_t Executor::max_num_logits() const { return impl_->options.max_num_logits; }

@@ -58,7 +58,7 @@ class Executor {
 
   void forward(const Batch& batch);
   const float* logits() const;    // [num_logits of the last batch, logits_stride()]
-  int64_t logits_stride() const;  // elements from one row to the next, at least vocab_size
+  int64_t logits_stride() const;  // elements from one row to the next, at least output_width
 
   // Copies the KV of one block to another in every layer (copy on write). Not during a forward.
   void copy_block(int32_t source_block, int32_t target_block);
@@ -70,6 +70,7 @@ class Executor {
   std::vector<Lora::ModuleShape> adapter_modules() const;  // what an adapter can change
 
   int64_t vocab_size() const;
+  int64_t output_width() const;
   int64_t max_context_len() const;
   int64_t max_num_tokens() const;
   int64_t max_num_logits() const;

@@ -101,7 +101,8 @@ struct KvLayerSpec {
 };
 
 struct PlanSpec {
-  int64_t vocab_size = 0;
+  int64_t vocab_size = 0;    // token ids that the model takes
+  int64_t output_width = 0;  // of a row of `logits`: vocab_size, or the hidden size of a model that gives embeddings
   int64_t max_context_len = 0;
   std::vector<KvLayerSpec> kv_layers;
   std::array<int64_t, 3> arena_bytes{};  // indexed by RowDim: bytes per row (fixed: bytes)

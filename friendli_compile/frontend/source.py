@@ -19,6 +19,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from ..errors import CheckpointError, SourceError
+from .embedding import MODULES_FILE, POOLING_CONFIGS, Embedding, read_embedding
 from .quiet import quiet
 
 CONFIG_FILE = "config.json"
@@ -43,6 +44,7 @@ class ModelSource:
     safetensors_files: tuple[Path, ...]
     tokenizer_files: tuple[Path, ...]
     revision: str | None = None
+    embedding: Embedding | None = None  # None: a language model
 
     @property
     def stored_dtype(self) -> str | None:
@@ -61,7 +63,7 @@ def load_source(model: str, *, revision: str | None = None, weights: bool = True
     config = _parse_config(folder, config_dict)
     files = _safetensors_files(folder) if weights else ()
     tokenizer = tuple(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())
-    return ModelSource(model, folder, config, config_dict, files, tokenizer, revision)
+    return ModelSource(model, folder, config, config_dict, files, tokenizer, revision, read_embedding(folder))
 
 
 def _hub_folder(model: str, revision: str | None, weights: bool) -> Path:
@@ -80,8 +82,9 @@ def _hub_folder(model: str, revision: str | None, weights: bool) -> Path:
             f"there is no folder '{model}', and it is not a hub id", hint="give a folder with a config.json, or an id such as org/name"
         )
     where = f"hub id {model}" + (f", revision {revision}" if revision else "")
+    small_files = (CONFIG_FILE, INDEX_FILE, MODULES_FILE, POOLING_CONFIGS)
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[CONFIG_FILE, INDEX_FILE, *TOKENIZER_FILES]))
+        folder = Path(snapshot_download(model, revision=revision, allow_patterns=[*small_files, *TOKENIZER_FILES]))
         if weights:
             snapshot_download(model, revision=revision, allow_patterns=_weight_patterns(folder), ignore_patterns=DUPLICATE_WEIGHTS)
         return folder

@@ -21,7 +21,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.overrides import TorchFunctionMode
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModel
 from ..ir.graph import Graph
@@ -54,22 +54,33 @@ class TracedModel:
     skeleton: PreTrainedModel  # no weights; the checkpoint reader asks it for names, ties and conversions
     tied: dict[str, str] = field(default_factory=dict)  # other name → the name that the graph uses
     trace_seconds: float = 0.0
+    is_embedder: bool = False  # the output is the last hidden state, not logits
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model takes."""
+        return int(self.config.get_text_config().vocab_size if self.is_embedder else self.graph.outputs[0].dims[-1])
 
 
-def trace_model(source_or_config: ModelSource | PreTrainedConfig, *, max_context_len: int | None = None) -> TracedModel:
-    """Traces a model. `max_context_len` None: as long as the config allows.
+def trace_model(
+    source_or_config: ModelSource | PreTrainedConfig, *, max_context_len: int | None = None, is_embedder: bool = False
+) -> TracedModel:
+    """Traces a model. `max_context_len` None: as long as the config allows. `is_embedder`: without the head that gives logits; a source
+    says so itself.
 
     Raises UnsupportedModel (module, op, source line, why) for what cannot be compiled."""
     with quiet():
-        return _trace(source_or_config, max_context_len)
+        return _trace(source_or_config, max_context_len, is_embedder)
 
 
-def _trace(source_or_config: ModelSource | PreTrainedConfig, max_context_len: int | None) -> TracedModel:
+def _trace(source_or_config: ModelSource | PreTrainedConfig, max_context_len: int | None, is_embedder: bool) -> TracedModel:
     started = time.perf_counter()
-    config = source_or_config.config if isinstance(source_or_config, ModelSource) else source_or_config
-    config = copy.deepcopy(config)
+    if isinstance(source_or_config, ModelSource):
+        is_embedder = source_or_config.embedding is not None
+        source_or_config = source_or_config.config
+    config = copy.deepcopy(source_or_config)
     _refuse_quantized(config)
-    skeleton = build_skeleton(config)
+    skeleton = build_skeleton(config, is_embedder=is_embedder)
     rope_limit, notes = freeze_rope_tables(skeleton, max_context_len)
     capture(skeleton)
     replace_legacy_attention(skeleton)
@@ -89,18 +100,30 @@ def _trace(source_or_config: ModelSource | PreTrainedConfig, max_context_len: in
         skeleton=skeleton,
         tied={alias: name for alias, name in readable.items() if alias != name},
         trace_seconds=time.perf_counter() - started,
+        is_embedder=is_embedder,
     )
 
 
-def build_skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+def auto_class(is_embedder: bool) -> Any:
+    """The class that makes the model: with its language head, or without."""
+    return AutoModel if is_embedder else AutoModelForCausalLM
+
+
+def output_of(output: Any) -> torch.Tensor | None:
+    """What a forward gives: logits `[1, num_tokens, vocab_size]`, or the last hidden state of a model without that head."""
+    logits = getattr(output, "logits", None)
+    return logits if logits is not None else getattr(output, "last_hidden_state", None)
+
+
+def build_skeleton(config: PreTrainedConfig, *, is_embedder: bool = False) -> PreTrainedModel:
     """The model of `config` in float32: parameters are fake tensors that take no memory, buffers have their values."""
     try:
         with _ParametersOnMeta(), _register_parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+            model = auto_class(is_embedder).from_config(config, dtype=torch.float32, attn_implementation="eager")
     except UnsupportedModel:
         raise
     except Exception as error:  # transformers and torch raise whatever their code meets
-        raise blame(error, None, "transformers cannot build a causal language model from this config") from error
+        raise blame(error, None, "transformers cannot build a model of this kind from this config") from error
     model.eval()
     model.requires_grad_(False)
     _make_fake(model)
@@ -165,7 +188,7 @@ def _readable_names(model: PreTrainedModel) -> dict[str, str]:
 
 
 class _PackedForward(torch.nn.Module):
-    """The function that is traced: token ids and positions of a packed batch → logits."""
+    """The function that is traced: token ids and positions of a packed batch → logits, or the last hidden state."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -175,10 +198,10 @@ class _PackedForward(torch.nn.Module):
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         positions = {"position_ids": position_ids} if self.takes_positions else {}
         output = self.model(input_ids=input_ids, use_cache=False, **positions)
-        logits = getattr(output, "logits", None)
-        if logits is None:
-            raise UnsupportedModel(f"{type(self.model).__name__} returns no logits", op="forward")
-        return logits
+        rows = output_of(output)
+        if rows is None:
+            raise UnsupportedModel(f"{type(self.model).__name__} returns neither logits nor hidden states", op="forward")
+        return rows
 
 
 def _export(model: PreTrainedModel) -> torch.export.ExportedProgram:

@@ -163,7 +163,7 @@ class KvLayer:
 class Plan:
     """Everything that the executor needs besides the bytes of the weights."""
 
-    vocab_size: int
+    vocab_size: int  # token ids that the model takes
     max_context_len: int
     kv_layers: tuple[KvLayer, ...]
     kv_dtype: str
@@ -174,10 +174,18 @@ class Plan:
     logits: View
     rounded_params: frozenset[str] = field(default_factory=frozenset)  # parameters that are rounded to bf16 before anything reads them
 
+    @property
+    def output_width(self) -> int:
+        """Of a row of the output: the vocabulary, or the hidden size of a model that gives embeddings."""
+        width = self.logits.dims[-1]
+        assert isinstance(width, int)
+        return width
+
     def to_json(self) -> dict[str, Any]:
         return {
             "schema_version": SCHEMA_VERSION,
             "vocab_size": self.vocab_size,
+            **({"output_width": self.output_width} if self.output_width != self.vocab_size else {}),
             "max_context_len": self.max_context_len,
             "kv_layers": [{"num_kv_heads": k.num_kv_heads, "k_head_dim": k.k_head_dim, "v_head_dim": k.v_head_dim} for k in self.kv_layers],
             "kv_dtype": self.kv_dtype,

@@ -20,8 +20,17 @@ from .model import Call, KvLayer, Plan
 from .weights import WeightTable
 
 
-def make_plan(graph: Graph, *, storage_dtype: str, max_context_len: int, formats: Mapping[str, Format] | None = None) -> Plan:
+def make_plan(
+    graph: Graph,
+    *,
+    storage_dtype: str,
+    max_context_len: int,
+    formats: Mapping[str, Format] | None = None,
+    vocab_size: int | None = None,
+) -> Plan:
     """`graph` after all passes; `storage_dtype` (f32 or bf16) of matrices and, at serve time by default, of the KV cache.
+
+    `vocab_size`: token ids that the model takes; None: as many as the output is wide.
 
     `formats`: of the weights (by the names that a plan without it gives them) that are quantized."""
     if storage_dtype not in ("f32", "bf16"):
@@ -34,10 +43,10 @@ def make_plan(graph: Graph, *, storage_dtype: str, max_context_len: int, formats
         life.dies = min(life.dies, NEVER)
     buffers, arenas = allocate(lowering.lives)
     kv_layers, kv_numbers = _number_kv_layers(lowering.kv_layers)
-    vocab_size = logits.dims[-1]
-    assert isinstance(vocab_size, int)
+    output_width = logits.dims[-1]
+    assert isinstance(output_width, int)
     return Plan(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or output_width,
         max_context_len=max_context_len,
         kv_layers=kv_layers,
         kv_dtype=storage_dtype,

@@ -45,10 +45,15 @@ class PackedModel:
         return frozenset(name for weight in weights if weight["dtype"] == "bf16" for name in weight["params"])
 
 
+def output_width(plan: Mapping[str, Any]) -> int:
+    """Of a row of the plan's output."""
+    return int(plan.get("output_width", plan["vocab_size"]))
+
+
 def run_logits(model: PackedModel, probes: Probes, on_step: OnStep | None = None) -> list[np.ndarray]:
     """Runs every step; logits [length, vocab_size] f32 of each sequence."""
-    vocab_size = int(model.plan["vocab_size"])
-    logits = [np.full((length, vocab_size), np.nan, np.float32) for length in probes.lengths]
+    width = output_width(model.plan)
+    logits = [np.full((length, width), np.nan, np.float32) for length in probes.lengths]
     executor, block_tables = _make_executor(model.plan, model.weights, probes, max(step.num_tokens for step in probes.steps))
     for index, step in enumerate(_in_varying_order(probes)):
         out = _forward(executor, probes, step, block_tables, np.arange(step.num_tokens, dtype=np.int32))

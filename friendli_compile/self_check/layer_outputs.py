@@ -88,7 +88,7 @@ def run_taps(model: PackedModel, taps: Sequence[Tap], probes: Probes, rows: np.n
 
 def tapped_plan(plan: Mapping[str, Any], taps: Sequence[Tap]) -> dict[str, Any]:
     """The plan with a copy behind each tapped call, and the wide buffer of those copies as its output."""
-    total = max(sum(tap.width for tap in taps), plan["vocab_size"])  # as wide as token ids may be, or the executor refuses them
+    total = sum(tap.width for tap in taps)
     row_bytes = -(-total * F32_BYTES // ALIGNMENT) * ALIGNMENT
     stride, buffer_id = row_bytes // F32_BYTES, len(plan["buffers"])
     tapped = copy.copy(dict(plan))
@@ -104,7 +104,7 @@ def tapped_plan(plan: Mapping[str, Any], taps: Sequence[Tap]) -> dict[str, Any]:
     last = max(copies)
     tapped["calls"] = [c for index, call in enumerate(plan["calls"][: last + 1]) for c in (call, *copies.get(index, ()))]
     tapped["logits"] = _view(buffer_id, ["num_logits", total], [stride, 1], 0)
-    tapped["vocab_size"] = total
+    tapped["output_width"] = total
     return tapped
 
 

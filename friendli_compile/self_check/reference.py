@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..errors import SelfCheckFailed
 from ..frontend.rope_tables import freeze_rope_tables
-from ..frontend.trace import TracedModel, build_skeleton
+from ..frontend.trace import TracedModel, auto_class, build_skeleton, output_of
 from .stored_params import StoredParams
 
 NO_CHECK_HINT = "--no-self-check writes the artifact unchecked and says so in it"
@@ -51,7 +51,7 @@ def load_reference(
 
     Raises SelfCheckFailed where the artifact stores other values than the checkpoint."""
     with _explained("load"), quiet():
-        model = AutoModelForCausalLM.from_pretrained(
+        model = auto_class(traced.is_embedder).from_pretrained(
             folder,
             dtype=torch.float32,
             attn_implementation=attention_implementation(traced.config),
@@ -86,7 +86,7 @@ class StreamedReference:
         stored_params: StoredParams | None = None,
     ) -> None:
         with _explained("build"):
-            self.model = build_skeleton(copy.deepcopy(traced.config))
+            self.model = build_skeleton(copy.deepcopy(traced.config), is_embedder=traced.is_embedder)
         _prepare(self.model, traced)
         self.layers = decoder_layers(self.model)
         self._traced = traced
@@ -185,7 +185,9 @@ def _forward(model: PreTrainedModel, tokens: np.ndarray) -> np.ndarray:
     if "position_ids" in inspect.signature(model.forward).parameters:
         arguments["position_ids"] = torch.arange(tokens.shape[1])[None].expand(tokens.shape[0], -1)
     with _explained("run"), quiet(), torch.no_grad():
-        return model(**arguments).logits.to(torch.float32).numpy()
+        rows = output_of(model(**arguments))
+        assert rows is not None
+        return rows.to(torch.float32).numpy()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from ..frontend.source import ModelSource
 from ..frontend.trace import TracedModel
 from ..plan.model import Plan
 from ..quantize.assign import Policy
-from .artifact_runner import PackedModel
+from .artifact_runner import PackedModel, output_width
 from .failure import not_runnable
 from .layers import check_streamed
 from .memory import available_bytes, whole_model_bytes
@@ -51,7 +51,7 @@ def run_self_check(
     model = PackedModel(artifact_dir, plan.weights if plan is not None else ())
     probes = probes_for(model, source, traced)
     free = available_bytes() if available_memory_bytes is None else available_memory_bytes
-    is_whole = whole_model_bytes(traced.num_params, model.num_bytes, probes.num_tokens, model.plan["vocab_size"]) <= free
+    is_whole = whole_model_bytes(traced.num_params, model.num_bytes, probes.num_tokens, output_width(model.plan)) <= free
     twin = None
     if not is_whole or needs_twin(traced):
         progress("a small twin", 0.0)

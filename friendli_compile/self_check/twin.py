@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ..artifact import writer
 from ..errors import FmoError, SelfCheckFailed
 from ..frontend.checkpoint import Checkpoint
 from ..frontend.source import ModelSource, load_source
-from ..frontend.trace import TracedModel, trace_model
+from ..frontend.trace import TracedModel, auto_class, trace_model
 from ..ir.graph import Graph, Node
 from ..passes import run_pipeline
 from ..plan.model import Plan
@@ -73,7 +73,9 @@ def make_twin(traced: TracedModel, dtype: str, folder: Path, policy: Policy | No
     checkpoint_dir, artifact_dir = folder / "checkpoint", folder / "artifact"
     with quiet():
         twin = trace_twin(traced)
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(twin.config), dtype=torch.float32, attn_implementation="eager").eval()
+        model = (
+            auto_class(traced.is_embedder).from_config(copy.deepcopy(twin.config), dtype=torch.float32, attn_implementation="eager").eval()
+        )
         randomise(model, seed)
         model.save_pretrained(checkpoint_dir)
         del model
@@ -82,8 +84,9 @@ def make_twin(traced: TracedModel, dtype: str, folder: Path, policy: Policy | No
     checkpoint.verify()
     artifact_dir.mkdir()
     graph = run_pipeline(twin.graph)
-    plan = make_plan(graph, storage_dtype=STORAGE_DTYPE[dtype], max_context_len=twin.max_context_len)
-    plan = quantize_plan(graph, plan, (policy or Policy()).lenient(), STORAGE_DTYPE[dtype], checkpoint.read).plan
+    storage_dtype = STORAGE_DTYPE[dtype]
+    plan = make_plan(graph, storage_dtype=storage_dtype, max_context_len=twin.max_context_len, vocab_size=twin.vocab_size)
+    plan = quantize_plan(graph, plan, (policy or Policy()).lenient(), storage_dtype, checkpoint.read).plan
     writer.write_plan(artifact_dir, plan)
     writer.write_weights(artifact_dir, plan, checkpoint.read)
     return Twin(source, twin, plan, artifact_dir)
@@ -128,7 +131,7 @@ def trace_twin(traced: TracedModel) -> TracedModel:
     for config_dict in _candidates(traced.config, _prefix_with_all(kinds)):
         try:
             config = type(traced.config).from_dict(config_dict)
-            twin = trace_model(config, max_context_len=traced.max_context_len)
+            twin = trace_model(config, max_context_len=traced.max_context_len, is_embedder=traced.is_embedder)
         except (FmoError, ValueError, TypeError, RuntimeError, KeyError, IndexError) as error:
             reasons.append((str(error).splitlines() or [type(error).__name__])[0])
             continue

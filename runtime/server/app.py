@@ -33,6 +33,7 @@ from .bad_stop import BadStop
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
+from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
 from .errors import ApiError, bad_request, unavailable
 from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
@@ -96,6 +97,7 @@ class App:
             "/v1/completions": ("POST", self._counted(self._completions)),
             "/v1/messages": ("POST", self._counted(self._messages)),
             "/v1/responses": ("POST", self._counted(self._responses)),
+            "/v1/embeddings": ("POST", self._counted(self._embeddings)),
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
             "/v1/models": ("GET", self._models),
@@ -247,6 +249,7 @@ class App:
     ) -> tuple[Any, ChatRequest, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
         request = decode_request(await read_json(exchange, self.options.limits), kind)
+        refuse_generation(self.bridge.engine, exchange.path)
         self._targets.find(request.model)
         try:
             chat = translate(request)
@@ -271,6 +274,7 @@ class App:
     async def _prepared(self, exchange: Exchange, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
         """The checked request and its prompts. Raises ApiError."""
         request = decode_request(await read_json(exchange, self.options.limits), kind)
+        refuse_generation(self.bridge.engine, exchange.path)
         self._targets.find(request.model)
         return request, await self._made(exchange, request, make_prompts)
 
@@ -391,6 +395,18 @@ class App:
         finally:
             exchange.listen(None)
             self.active.discard(generation)
+
+    async def _embeddings(self, exchange: Exchange) -> None:
+        request = decode_request(await read_json(exchange, self.options.limits), EmbeddingsRequest)
+        embedder = required_embedder(self.bridge.engine)
+        target = self._targets.find(request.model)
+        run = asyncio.get_running_loop().run_in_executor
+        prompts = await run(self._pool, embedding_prompts, request, embedder, self.model.tokenizer, self.options.limits)
+        self.metrics.items.add(len(prompts))
+        num_tokens = sum(map(len, prompts))
+        vectors = await embedded(embedder, prompts, exchange, self.options.request_timeout_s)
+        answer = embeddings_answer(request, vectors, is_normalized=embedder.facts.is_normalized, num_tokens=num_tokens, model=target.name)
+        send_json(exchange, answer)
 
     # Text and information ----------------------------------------------------------------------------------------------------------------
 

@@ -23,13 +23,13 @@ def completion_prompts(request: CompletionRequest, limits: Limits) -> tuple[list
         what = "both 'prompt' and 'tokens' are given" if request.prompt is not None else "field 'prompt' is missing"
         raise bad_request(f"{what}; give exactly one of 'prompt' and 'tokens'", "prompt", "missing_field")
     name = "prompt" if request.prompt is not None else "tokens"
-    prompts = _as_list(request.prompt if request.prompt is not None else request.tokens, name)
+    prompts = as_prompts(request.prompt if request.prompt is not None else request.tokens, name)
     if len(prompts) > limits.max_prompts:
         raise invalid_value(f"'{name}' has {len(prompts)} prompts, at most {limits.max_prompts} are allowed", name)
     return prompts, name
 
 
-def _as_list(given: Any, name: str) -> Any:
+def as_prompts(given: Any, name: str) -> Any:
     """One prompt or several as a list of prompts."""
     if isinstance(given, str):
         return [given]

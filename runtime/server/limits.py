@@ -22,6 +22,7 @@ class Limits:
     max_connections: int = 4096
     max_n: int = 64
     max_prompts: int = 128
+    max_embedding_inputs: int = 2048
     max_messages: int = 4096
     max_logprobs: int = 20
     max_stop: int = 16

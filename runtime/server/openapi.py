@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from .. import __version__
+from .embeddings import EmbeddingsRequest
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from .messages import MessagesRequest
 from .responses import ResponsesRequest
@@ -21,6 +22,7 @@ POSTS: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
     "/v1/completions": (CompletionRequest, "The continuation of a text or of token ids.", True),
     "/v1/messages": (MessagesRequest, "A chat in Anthropic's shape.", True),
     "/v1/responses": (ResponsesRequest, "A chat in the shape of OpenAI's responses.", True),
+    "/v1/embeddings": (EmbeddingsRequest, "Vectors of texts or of token ids, of models that give embeddings.", False),
     "/v1/tokenize": (TokenizeRequest, "Token ids of a text.", False),
     "/v1/detokenize": (DetokenizeRequest, "Text of token ids.", False),
     "/v1/adapters": (AdapterRequest, "Loads a LoRA adapter (with --adapter-dir); DELETE /v1/adapters/NAME unloads it.", False),

@@ -18,14 +18,15 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 from .. import __version__
 from ..errors import ConfigError
-from ..loaded_model import EngineOptions, LoadedModel, TextOptions, open_model
+from ..loaded_model import EngineOptions, LoadedEmbedder, LoadedModel, TextOptions, open_any
 from ..metrics import Metrics
 from .app import App, AppOptions, MetricsApp, ServedModel
 from .bad_stop import read_bad_stop
-from .bridge import Bridge
+from .bridge import Bridge, TokenEngine
 from .errors import unavailable
 
 EXIT_OK = 0
@@ -65,9 +66,10 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
     with web_socket, metrics_socket:
         announce(f"opening {options.artifact}")
         _allow_connections(options.app.limits.max_connections)
-        loaded = open_model(options.artifact, options.engine, options.text, bridge.flush)
+        loaded = open_any(options.artifact, options.engine, options.text, bridge.flush)
         model = served_model(loaded, options.served_model_name)
-        loaded.engine.adapters.reserve(model.name)
+        if isinstance(loaded, LoadedModel):
+            loaded.engine.adapters.reserve(model.name)
         metrics = Metrics(__version__, lambda: app.gauges())
         try:
             app = App(model, bridge, metrics, _app_options(options, loaded))
@@ -78,14 +80,14 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
             loaded.close()
 
 
-def _app_options(options: ServeOptions, loaded: LoadedModel) -> AppOptions:
+def _app_options(options: ServeOptions, loaded: LoadedModel | LoadedEmbedder) -> AppOptions:
     """Those given, with what the file of stop phrases and bad words says."""
     if options.bad_stop_file is None:
         return options.app
     return replace(options.app, bad_stop=read_bad_stop(options.bad_stop_file, loaded.tokenizer, loaded.engine.vocab_size))
 
 
-def served_model(loaded: LoadedModel, name: str | None) -> ServedModel:
+def served_model(loaded: LoadedModel | LoadedEmbedder, name: str | None) -> ServedModel:
     return ServedModel(name or loaded.artifact.name, loaded.tokenizer, loaded.chat_template, loaded.eos_token_ids)
 
 
@@ -124,7 +126,7 @@ def _bind_error(error: OSError, host: str, port: int, option: str) -> ConfigErro
 
 async def _run(
     app: App,
-    loaded: LoadedModel,
+    loaded: LoadedModel | LoadedEmbedder,
     web_socket: socket.socket,
     metrics_socket: socket.socket,
     options: ServeOptions,
@@ -132,8 +134,10 @@ async def _run(
 ) -> int:
     from .protocol import HttpServer
 
-    app.bridge.attach(loaded.engine, asyncio.get_running_loop())
-    app.warm_up()
+    # Of an Embedder the app uses what it shares with a TokenEngine; `refuse_generation` keeps away what would generate.
+    app.bridge.attach(cast(TokenEngine, loaded.engine), asyncio.get_running_loop())
+    if isinstance(loaded, LoadedModel):
+        app.warm_up()
     servers = [
         HttpServer(app, options.app.limits, web_socket),
         HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),
@@ -196,8 +200,11 @@ def _address(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _notes(loaded: LoadedModel) -> list[str]:
+def _notes(loaded: LoadedModel | LoadedEmbedder) -> list[str]:
     """What the operator should know before the first request."""
+    if isinstance(loaded, LoadedEmbedder):
+        facts = loaded.engine.facts
+        return [f"embeddings of {facts.size} numbers from texts of at most {loaded.engine.max_context_len} tokens: POST /v1/embeddings"]
     kv_mib = loaded.kv_cache_bytes / 2**20
     notes = [f"KV cache: {loaded.kv_cache_tokens} tokens, {kv_mib:.0f} MiB; the longest request has {loaded.engine.max_total_len} tokens"]
     if loaded.tokenizer is None:
