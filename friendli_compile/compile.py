@@ -211,7 +211,7 @@ def _packings(
     """What calibration and the quality gate may pack, in the same way as the artifact is; nothing is quantized yet."""
 
     def quantize(other: Policy, storage_dtype: str) -> Quantized:
-        plain = make_plan(graph, storage_dtype=storage_dtype, max_context_len=traced.max_context_len)
+        plain = make_plan(graph, storage_dtype=storage_dtype, max_context_len=traced.max_context_len, vocab_size=traced.vocab_size)
         return quantize_plan(graph, plain, other, storage_dtype, checkpoint.read, calibration.errors)
 
     def write(target: Path, plan: Plan) -> None:

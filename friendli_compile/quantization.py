@@ -77,7 +77,7 @@ def quantize_plan(
             formats[name] = _format_of(specs[name], scheme, read, (activations or {}).get(name))
         if progress is not None:
             progress((number + 1) / len(assigned.schemes))
-    plan = make_plan(graph, storage_dtype=storage_dtype, max_context_len=base.max_context_len, formats=formats)
+    plan = make_plan(graph, storage_dtype=storage_dtype, max_context_len=base.max_context_len, formats=formats, vocab_size=base.vocab_size)
     return Quantized(plan, assigned.schemes, tuple(assigned.notes))
 
 
