@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from concurrent.futures import Future
 from typing import Any
 
 import msgspec
