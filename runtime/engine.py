@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import FmoError
@@ -169,7 +169,8 @@ class Engine:
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
         if params.is_constrained and constraint is None:
             raise InvalidSamplingParams("response_format", params.response_format, "a compiled constraint with it")
-        params = replace(params, seed=params.sample_seeds())
+        if not isinstance(params.seed, tuple):
+            params = params.with_(seed=params.sample_seeds())
         masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
         first_mask = constraint.first_mask if constraint is not None else None
         prompt = list(map(int, prompt_ids))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 MAX_NUM_SAMPLES = 128
@@ -19,6 +19,16 @@ MAX_CACHE_SALT_LEN = 1024
 """Upper bound of the characters of `cache_salt`."""
 MAX_LOGIT_BIAS = 1e6
 """Upper bound of |logit_bias|: far above any logit, far below the float32 range."""
+_FLOAT_BOUNDS = (
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("min_p", 0.0, 1.0),
+    ("frequency_penalty", -2.0, 2.0),
+    ("presence_penalty", -2.0, 2.0),
+    ("xtc_threshold", 0.0, 1.0),
+    ("xtc_probability", 0.0, 1.0),
+)
+_TOKEN_LISTS = ("stop_token_ids", "eos_token_ids", "forced_output_tokens", "logit_bias")
 _UINT64_MAX = 2**64 - 1
 _MIX_A, _MIX_B, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
 
@@ -82,6 +92,15 @@ class SamplingParams:
     cache_salt: str = ""
     response_format: Mapping[str, Any] | None = None
 
+    def with_(self, **changes: Any) -> SamplingParams:
+        """`dataclasses.replace`, several times as fast: it is called for every request."""
+        if not changes.keys() <= _FIELD_NAMES:
+            raise TypeError(f"SamplingParams has no field '{min(changes.keys() - _FIELD_NAMES)}'")
+        made = object.__new__(SamplingParams)
+        for name in _FIELD_NAMES:
+            object.__setattr__(made, name, changes[name] if name in changes else getattr(self, name))
+        return made
+
     @property
     def is_constrained(self) -> bool:
         """Whether the answer must have a format."""
@@ -90,16 +109,13 @@ class SamplingParams:
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
         self._check_lengths(max_context_len, prompt_len)
-        _check_float("temperature", self.temperature, 0.0, 100.0)
-        _check_int("top_k", self.top_k, 0, vocab_size)
-        _check_float("top_p", self.top_p, 0.0, 1.0)
-        _check_float("min_p", self.min_p, 0.0, 1.0)
+        for name, low, high in _FLOAT_BOUNDS:
+            value = getattr(self, name)
+            if not (type(value) is float and low <= value <= high):  # the common case without a call; it is done for every request
+                _check_float(name, value, low, high)
         if not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
             raise InvalidSamplingParams("repetition_penalty", self.repetition_penalty, "a number with 0 < repetition_penalty <= 100")
-        _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_float("xtc_threshold", self.xtc_threshold, 0.0, 1.0)
-        _check_float("xtc_probability", self.xtc_probability, 0.0, 1.0)
+        _check_int("top_k", self.top_k, 0, vocab_size)
         _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, vocab_size)
@@ -145,10 +161,9 @@ class SamplingParams:
             _check_int("seed", self.seed, 0, _UINT64_MAX)
 
     def _check_token_lists(self, vocab_size: int) -> None:
-        _check_token_ids("stop_token_ids", self.stop_token_ids, vocab_size)
-        _check_token_ids("eos_token_ids", self.eos_token_ids, vocab_size)
-        _check_token_ids("forced_output_tokens", self.forced_output_tokens, vocab_size)
-        _check_token_ids("logit_bias", self.logit_bias, vocab_size)
+        for name in _TOKEN_LISTS:
+            if token_ids := getattr(self, name):
+                _check_token_ids(name, token_ids, vocab_size)
         for token_id, bias in self.logit_bias.items():
             _check_float(f"logit_bias[{token_id}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
         for name, sequences in (("stop_token_sequences", self.stop_token_sequences), ("bad_words_ids", self.bad_words_ids)):
@@ -177,6 +192,9 @@ class SamplingParams:
             return self.seed
         first = secrets.randbits(53) if self.seed is None else self.seed
         return (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, self.n)))
+
+
+_FIELD_NAMES = frozenset(one.name for one in fields(SamplingParams))
 
 
 def _derive_seed(seed: int, sample_idx: int) -> int:

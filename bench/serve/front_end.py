@@ -4,11 +4,12 @@
 
 A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
 (`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, the hop from the engine's thread,
-detokenizing, writing. The null engine answers with a known text; each of its steps gives one token to every request.
+detokenizing, writing, and what the kernel does for it. The null engine, that of the server's tests, answers with a known text; each of its
+steps gives one token to every request. A request is a chat of about 100 tokens on a connection that stays open.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     per request    unstreamed chat requests of one token, one at a time per connection
-    per token      `streams` chat streams at once: (CPU of long answers − CPU of answers of one token) / tokens between
+    per token      `streams` chat streams at once: (CPU of long answers − CPU of answers of two tokens) / tokens between
 """
 
 from __future__ import annotations
@@ -19,116 +20,83 @@ import http.client
 import json
 import multiprocessing
 import platform
+import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from friendli_runtime.engine import Sink, TokenOutput
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from friendli_runtime.metrics import Metrics
-from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.server.app import App, AppOptions, ServedModel
 from friendli_runtime.server.bridge import Bridge
 from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind
-from friendli_runtime.structured.mask_feeder import MaskSource
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
-from machine import Busy, commit, cpu_name, results_dir
+from machine import ROOT, Busy, commit, cpu_name, results_dir
+from server.scripted_engine import ScriptedEngine
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
 ANSWER = "The front end turns the tokens of an engine into the text of an answer, piece by piece. "
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+SYSTEM = "You are a helpful assistant. You answer questions about software in a few words, and you say so when you do not know."
+QUESTION_WORDS = 32
+SPECIAL = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] | trim + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+HEADERS = {  # as OpenAI's client sends them
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "Authorization": "Bearer none",
+    "User-Agent": "OpenAI/Python 2.8.0",
+    "X-Stainless-Lang": "python",
+    "X-Stainless-OS": "Linux",
+    "X-Stainless-Retry-Count": "0",
+}
+VOCAB_SIZE = 4096
 MAX_CONTEXT_LEN = 4096
-
-
-class NullEngine:
-    """Implements the server's TokenEngine: every step, each request gets the next token of ANSWER, again and again until max_tokens."""
-
-    max_context_len = max_total_len = MAX_CONTEXT_LEN
-    adapters = None
-
-    def __init__(self, tokenizer: Tokenizer, on_batch_end: Callable[[], None]) -> None:
-        self.vocab_size = tokenizer.backend.get_vocab_size()
-        ids = tokenizer.encode(ANSWER, add_special_tokens=False)
-        self._tokens = (ids * (MAX_CONTEXT_LEN // len(ids) + 1))[:MAX_CONTEXT_LEN]
-        self._on_batch_end = on_batch_end
-        self._running: list[tuple[Sink, int, list[int]]] = []
-        self._changed = threading.Condition()
-        self._num_submitted = 0
-        self._is_closed = False
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def submit(
-        self,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        sink: Sink,
-        constraint: MaskSource | None = None,
-        adapter: str | None = None,
-    ) -> int:
-        params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
-        with self._changed:
-            self._num_submitted += 1
-            self._running.append((sink, params.output_limit(self.max_context_len, len(prompt_ids)), [0]))
-            self._changed.notify()
-            return self._num_submitted
-
-    def cancel(self, request_id: int) -> None:
-        """Requests of the benchmark run to their end."""
-
-    def cancel_sample(self, request_id: int, sample_idx: int) -> None:
-        """Nor has any a stop string."""
-
-    def stats(self) -> dict[str, Any]:
-        return {"num_queued_requests": 0, "num_running": len(self._running), "heartbeat_age_s": 0.0}
-
-    def shutdown(self, drain_s: float = 0.0) -> None:
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
-        self._thread.join()
-
-    def _loop(self) -> None:
-        while True:
-            with self._changed:
-                while not self._running and not self._is_closed:
-                    self._changed.wait()
-                if self._is_closed:
-                    return
-                running = list(self._running)
-            for sink, limit, num_done in running:
-                token_id = self._tokens[num_done[0]]
-                num_done[0] += 1
-                sink([TokenOutput(0, token_id, None, None, "length" if num_done[0] == limit else None, None, 0)])
-            with self._changed:
-                self._running = [entry for entry in self._running if entry[2][0] < entry[1]]
-            self._on_batch_end()
-            time.sleep(STEP_S)  # a model would run now
-
-
 STEP_S = 0.002
 
 
 def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE, trained on the answer."""
+    """Byte-level BPE, trained on our own documentation."""
     backend = Backend(BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    special = ["<|end|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    backend.train_from_iterator([ANSWER] * 10, trainer)
+    backend.train([str(path) for path in sorted((ROOT / "docs").glob("*.md"))], trainer)
     return Tokenizer(backend, {})
+
+
+def bodies(num_requests: int, num_tokens: int, *, stream: bool) -> list[bytes]:
+    """Chats with the same system message and, of each request, another question, of words of our documentation: about 100 tokens."""
+    words = " ".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))).split()
+    draw = random.Random(num_requests)
+    return [
+        json.dumps(
+            {
+                "model": "null",
+                "messages": [
+                    {"role": "system", "content": SYSTEM},
+                    {"role": "user", "content": " ".join(draw.choices(words, k=QUESTION_WORDS))},
+                ],
+                "max_tokens": num_tokens,
+                "temperature": 0.7,
+                "stream": stream,
+                "ignore_eos": True,
+            }
+        ).encode()
+        for _ in range(num_requests)
+    ]
 
 
 class Server:
@@ -138,7 +106,10 @@ class Server:
         tokenizer = make_tokenizer()
         eos_id = tokenizer.backend.token_to_id("<|end|>")
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
-        self._engine = NullEngine(tokenizer, bridge.flush)
+        script = tokenizer.encode(ANSWER, add_special_tokens=False)
+        self._engine = ScriptedEngine(
+            tokenizer, eos_id, bridge.flush, max_context_len=MAX_CONTEXT_LEN, step_s=STEP_S, script=lambda prompt_ids, params: script
+        )
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())
         app = App(model, bridge, metrics, AppOptions())
@@ -149,6 +120,7 @@ class Server:
 
         async def run() -> None:
             bridge.attach(self._engine, asyncio.get_running_loop())
+            app.warm_up()
             is_up.set()
             await self._server.run_on_socket()
 
@@ -166,9 +138,8 @@ class Server:
 def ask(port: int, num_requests: int, num_tokens: int, *, stream: bool) -> None:
     """In the client's process: `num_requests` one after the other on one connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    body = json.dumps({"messages": [{"role": "user", "content": "Say something."}], "max_tokens": num_tokens, "stream": stream})
-    for _ in range(num_requests):
-        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+    for body in bodies(num_requests, num_tokens, stream=stream):
+        connection.request("POST", "/v1/chat/completions", body, HEADERS)
         response = connection.getresponse()
         data = response.read()
         assert response.status == 200 and (b"[DONE]" in data) == stream, data[:200]
@@ -179,7 +150,7 @@ def ping(port: int, num_requests: int) -> None:
     """In the client's process: requests that the server answers from nothing, the least that HTTP costs."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     for _ in range(num_requests):
-        connection.request("GET", "/health/ready")
+        connection.request("GET", "/health/ready", headers=HEADERS)
         assert connection.getresponse().read() == b'{"status":"ready"}'
     connection.close()
 
@@ -208,6 +179,7 @@ def cpu_s(target: Callable[..., None], *args: Any, **kwargs: Any) -> float:
 def measure(port: int, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
     """Microseconds of CPU per empty request, request and token. Differences, so that starting the client and idling do not count."""
     few, many = num_requests // 10, num_requests
+    cpu_s(ask, port, few, 1, stream=False)  # a server that runs has seen the common words
     ping_s = cpu_s(ping, port, many) - cpu_s(ping, port, few)
     request_s = cpu_s(ask, port, many, 1, stream=False) - cpu_s(ask, port, few, 1, stream=False)
     short_s, long_s = (cpu_s(ask_at_once, port, num_streams, 2, num) for num in (2, num_tokens))

@@ -9,6 +9,7 @@ failure of the client with a message that names the field. No request outlives i
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import secrets
 import time
@@ -37,7 +38,7 @@ from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddin
 from .errors import ApiError, bad_request, unavailable
 from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
-from .generation import Batch, Consumer, Generation, Prompt, with_fixed_seeds
+from .generation import Batch, Consumer, Generation, Prompt
 from .grammar_queue import GrammarQueue
 from .http import EventStream, read_json, send_body, send_error, send_json
 from .limits import Limits
@@ -137,6 +138,8 @@ class App:
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
         self._grammars.warm_up(self._targets.base.planner.warm_up)
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not look at it again and again
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
@@ -330,7 +333,7 @@ class App:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
         except InvalidSamplingParams as error:
             raise as_api_error(error, name, renamed) from None
-        return Prompt(token_ids, with_fixed_seeds(params))
+        return Prompt(token_ids, params)
 
     def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
         limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]

@@ -160,6 +160,8 @@ class ChatAnswer:
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
         """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are JSON already."""
         choice = self._choices[choice_idx]
+        if choice.is_plain and choice.has_role and delta.finish_reason is None and not delta.logprobs:
+            return [self._content_frame(choice_idx, delta.text)] if delta.text else []
         piece = choice.read(delta, self._generation.usage)
         if choice.has_role and choice.finish_reason is None and not (piece.reasoning or piece.calls or delta.logprobs):
             return [self._content_frame(choice_idx, piece.content)] if piece.content else []

@@ -14,7 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
 from ..lora.registry import UnknownAdapter
@@ -204,8 +204,11 @@ class Generation:
                 delta = choice.text.push(output)
                 if delta is None:
                     continue
-                self._count(choice, delta)
-                self.num_open_choices -= choice.text.finished
+                if choice.num_tokens and delta.finish_reason is None:
+                    choice.num_tokens += delta.num_tokens
+                    self.usage.num_completion_tokens += delta.num_tokens
+                else:
+                    self._count(choice, delta)
                 if output.finish_reason is not None:
                     self._failure = self._failure_of(output)
                     if self._failure is not None:
@@ -235,8 +238,10 @@ class Generation:
             self.metrics.input_lengths.observe(len(prompt.token_ids))
 
     def _count(self, choice: _Choice, delta: TextDelta) -> None:
+        """The first delta of a choice, and the last one."""
         choice.num_tokens += delta.num_tokens
         self.usage.num_completion_tokens += delta.num_tokens
+        self.num_open_choices -= delta.finish_reason is not None
         if delta.stopped_by_text:
             self.bridge.engine.cancel_sample(self._request_ids[choice.prompt_idx], choice.sample_idx)
         if not self._has_first_token and delta.num_tokens:
@@ -266,8 +271,3 @@ class Generation:
     def _expire(self) -> None:
         self.metrics.failures_by_timeout.add()
         self.abort(ApiError(504, f"the request took longer than {self.deadline_s:g} s", code="deadline_exceeded"))
-
-
-def with_fixed_seeds(params: SamplingParams) -> SamplingParams:
-    """`params` whose seeds are drawn now, so that the answer can name them."""
-    return replace(params, seed=params.sample_seeds())

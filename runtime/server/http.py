@@ -106,8 +106,11 @@ class EventStream:
         self._exchange = exchange
         self.is_open = False
 
-    def send(self, values: Iterable[Any]) -> None:
+    def send(self, values: list[Any]) -> None:
         """Each value as one `data:` frame, all in one write; bytes are JSON already."""
+        if len(values) == 1 and type(values[0]) is bytes:
+            self._write(b"data: %b\n\n" % values[0])
+            return
         texts = [value if type(value) is bytes else encode_json(value) for value in values]
         self._write(b"data: " + b"\n\ndata: ".join(texts) + b"\n\n")
 

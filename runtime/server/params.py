@@ -7,7 +7,6 @@ against the context) is checked per prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..sampling import InvalidSamplingParams, SamplingParams
@@ -107,13 +106,15 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
 def params_for_prompt(
     params: SamplingParams, request: GenerationRequest, prompt_len: int, model_eos_ids: tuple[int, ...]
 ) -> SamplingParams:
-    """`params` with the limits that count prompt and answer together, and with the model's own end-of-sequence tokens."""
-    changes: dict[str, Any] = {"eos_token_ids": tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids)))}
+    """`params` with the limits that count prompt and answer together, with the model's own end-of-sequence tokens, and with a seed for
+    each sample, drawn now, so that the answer can name them."""
+    eos_token_ids = tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids)))
+    changes: dict[str, Any] = {"eos_token_ids": eos_token_ids, "seed": params.sample_seeds()}
     if isinstance(request, CompletionRequest) and request.max_total_tokens is not None:
         changes["max_total_tokens"] = request.max_total_tokens
     if isinstance(request, CompletionRequest) and request.min_total_tokens is not None:
         changes["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
-    return replace(params, **changes)
+    return params.with_(**changes)
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, param: str) -> None:

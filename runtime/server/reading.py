@@ -26,10 +26,11 @@ def reading_of(generation: Generation) -> ReadOptions:
 class Choice:
     """`read` each delta; `collect` what it gave when the answer is wanted as a whole."""
 
-    __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "logprobs", "reasoning", "stop_string")
+    __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "is_plain", "logprobs", "reasoning", "stop_string")
 
     def __init__(self, reading: ReadOptions) -> None:
         self._reader = AnswerReader(reading)
+        self.is_plain = self._reader.is_plain
         self.has_role = False
         self.reasoning: list[str] = []
         self.content: list[str] = []

@@ -47,6 +47,7 @@ class ChatTemplate:
                 where=f"{where}, line {error.lineno}",
                 hint="fix the template in the checkpoint and compile again",
             ) from None
+        self._template.globals = dict(self._template.globals)  # a chain of mappings takes long to copy, which every rendering does
         self._special_tokens = special_tokens
         self.source = source
         self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))

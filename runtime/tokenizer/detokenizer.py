@@ -34,7 +34,7 @@ class Detokenizer(Protocol):
 class TableDetokenizer:
     """Streams bytes of a PieceTable through a UTF-8 decoder."""
 
-    __slots__ = ("_at_start", "_hidden", "_lead_left", "_table", "_utf8")
+    __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_utf8")
 
     def __init__(self, table: PieceTable, hidden_ids: Collection[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
         self._table = table
@@ -42,17 +42,23 @@ class TableDetokenizer:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = not is_exact and all(token_id in hidden_ids for token_id in prompt_ids)
         self._lead_left = table.lead_count if self._at_start else 0
+        self._is_whole = not self._at_start  # nothing is held back and nothing left to strip
 
     def push(self, token_id: int) -> str:
         if token_id in self._hidden:
             return ""
+        if self._is_whole and (known := self._table.text(token_id)) is not None:
+            return known
         if self._at_start:
             self._at_start = False
             piece = self._table.first_piece(token_id)
         else:
             piece = self._table.piece(token_id)
         text = self._utf8.decode(piece)
-        return self._strip_lead(text) if self._lead_left else text
+        if self._lead_left:
+            text = self._strip_lead(text)
+        self._is_whole = not self._lead_left and not self._utf8.getstate()[0]
+        return text
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)

@@ -37,6 +37,7 @@ class PieceTable:
     lead: str = ""
     lead_count: int = 0
     _pieces: dict[int, bytes] = field(default_factory=dict)
+    _texts: dict[int, str | None] = field(default_factory=dict)
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of `token_id`, b"" for an id that the tokenizer does not have (padded vocabularies)."""
@@ -44,6 +45,18 @@ class PieceTable:
         if found is None:
             found = self._pieces[token_id] = self._run(token_id, self.steps)
         return found
+
+    def text(self, token_id: int) -> str | None:
+        """The piece as text; None when it begins or ends within a character."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            try:
+                text = self.piece(token_id).decode()
+            except UnicodeDecodeError:
+                text = None
+            self._texts[token_id] = text
+            return text
 
     def first_piece(self, token_id: int) -> bytes:
         return self.piece(token_id) if self.first_step is None else self._run(token_id, [self.first_step, *self.steps])

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 from ..errors import ConfigError
 from .detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
 from .pieces import piece_table
+from .word_cache import word_cache
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -49,6 +50,7 @@ class Tokenizer:
         self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
+        self._words = word_cache(backend)
         self._lock = threading.Lock()
 
     @classmethod
@@ -73,6 +75,8 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids of `text`; special tokens written in it are parsed as such."""
         add = self.add_special_tokens if add_special_tokens is None else add_special_tokens
+        if not add and self._words is not None:
+            return self._words.encode(text)
         return self.backend.encode(text, add_special_tokens=add).ids
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
@@ -90,7 +94,7 @@ class Tokenizer:
 
         `is_exact`: each token gives just its `token_bytes`, the first too. `shown_ids`: special tokens that are written nevertheless.
         """
-        hidden_ids = self._hidden_ids - shown_ids
+        hidden_ids = self._hidden_ids - shown_ids if shown_ids else self._hidden_ids
         if self._table is not None:
             return TableDetokenizer(self._table, hidden_ids, prompt_ids, is_exact=is_exact)
         return WindowDetokenizer(self.backend, hidden_ids, prompt_ids)

@@ -88,6 +88,11 @@ class AnswerReader:
         self._calls = CallParser(forms.calls, options.functions) if options.functions and forms.calls is not None else None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every text is content as it is."""
+        return self._reasoning is None and self._calls is None
+
+    @property
     def num_calls(self) -> int:
         return self._calls.num_calls if self._calls is not None else 0
 
@@ -96,7 +101,7 @@ class AnswerReader:
         return self._reasoning is not None and self._reasoning.is_inside
 
     def push(self, text: str) -> AnswerPiece:
-        if self._reasoning is None and self._calls is None:
+        if self.is_plain:
             return AnswerPiece("", text)
         reasoning, content = self._reasoning.push(text) if self._reasoning is not None else ("", text)
         return self._piece(reasoning, self._calls.push(content) if self._calls is not None else [content])

@@ -99,3 +99,11 @@ def test_sample_seeds_are_the_given_ones_or_derived_or_drawn():
     assert derived[0] == 7 and len(set(derived)) == 4 and all(seed < 2**53 for seed in derived)
     assert derived == SamplingParams(n=4, seed=7).sample_seeds() and derived[1:] != SamplingParams(n=4, seed=8).sample_seeds()[1:]
     assert SamplingParams().sample_seeds() != SamplingParams().sample_seeds()
+
+
+def test_a_changed_copy_has_everything_else_and_leaves_the_first_alone():
+    first = SamplingParams(temperature=0.5, stop=("x",), logit_bias={1: 2.0})
+    changed = first.with_(seed=(1,), temperature=0.25)
+    assert changed == SamplingParams(temperature=0.25, stop=("x",), logit_bias={1: 2.0}, seed=(1,)) and first.temperature == 0.5
+    with pytest.raises(TypeError, match="'temprature'"):
+        first.with_(temprature=1.0)

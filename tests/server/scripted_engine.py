@@ -1,8 +1,8 @@
-"""An engine for tests of the server: real threads and real callbacks, with a script in place of a model.
+"""An engine for tests and benchmarks of the server: real threads and real callbacks, with a script in place of a model.
 
-A sample answers with the tokens of the text between `[[` and `]]` in its prompt (again and again if `ignore_eos`), then ends with EOS. Each
-step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order. At a ☢ the "model" computes a NaN.
-Where a constraint does not allow the script's token, the first allowed one comes instead.
+Unless another script is given, a sample answers with the tokens of the text between `[[` and `]]` in its prompt (again and again if
+`ignore_eos`), then ends with EOS. Each step gives one token to each running sample; at most `max_num_seqs` run, the others wait in order.
+At a ☢ the "model" computes a NaN. Where a constraint does not allow the script's token, the first allowed one comes instead.
 """
 
 from __future__ import annotations
@@ -49,13 +49,16 @@ class ScriptedEngine:
         max_queue_len: int = 1024,
         max_context_len: int = 512,
         step_s: float = 0.0,
+        script: Callable[[Sequence[int], SamplingParams], list[int]] | None = None,
     ) -> None:
+        """`step_s`: what a step of a model would take. `script`: the answer to a prompt."""
         self.max_context_len = self.max_total_len = max_context_len
         self.vocab_size = tokenizer.backend.get_vocab_size()
         self.step_s = step_s
         self.num_cancelled = 0
         self._tokenizer, self._eos_id, self._on_batch_end = tokenizer, eos_id, on_batch_end
         self._max_num_seqs, self._max_queue_len = max_num_seqs, max_queue_len
+        self._script = script if script is not None else self._bracketed
         self._samples: list[_Sample] = []
         self._changed = threading.Condition()
         self._next_id = 0
@@ -108,7 +111,7 @@ class ScriptedEngine:
             self._changed.notify()
         self._thread.join()
 
-    def _script(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
+    def _bracketed(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
         if params.forced_output_tokens:
             return list(params.forced_output_tokens)
         text = self._tokenizer.decode(prompt_ids)
@@ -138,7 +141,8 @@ class ScriptedEngine:
             for sample, output in done:
                 sample.sink([output])
             self._on_batch_end()
-            time.sleep(self.step_s)
+            if self._samples:
+                time.sleep(self.step_s)
 
     def _step(self, sample: _Sample) -> TokenOutput:
         if sample.is_cancelled:
