@@ -1,14 +1,18 @@
 """Constrained requests: no token without its mask, nobody else waits for it, and a late mask changes nothing but the time."""
 
 import random
+import threading
 import zlib
 
 import numpy as np
 import pytest
 from friendli_runtime import _core
+from friendli_runtime.engine import Engine
 from friendli_runtime.sampling import SamplingParams
+from friendli_runtime.structured.mask_feeder import NUM_THREADS
 
 from .hash_model import Answer, HashModel, ManualEngine, logits_of
+from .test_engine import TIMEOUT_S, Collector
 
 VOCAB_SIZE = 40  # more than one word of a mask
 ALL = bytes([255] * 8)
@@ -147,3 +151,34 @@ def test_random_streams_give_each_sample_what_it_gets_alone_however_late_its_mas
         for token_id in answer.tokens:
             assert not constrained or allows(mask_of(tuple(history)), token_id)
             history.append(token_id)
+
+
+class HeldMasks:
+    """Masks that are not ready before `may_go`: those of a grammar that takes long."""
+
+    first_mask = ALL
+
+    def __init__(self) -> None:
+        self.may_go = threading.Event()
+
+    def sample(self) -> "HeldMasks":
+        return self
+
+    def advance(self, token_id: int) -> bytes:
+        assert self.may_go.wait(TIMEOUT_S)
+        return ALL
+
+
+def test_others_get_all_their_tokens_while_every_thread_is_busy_with_a_mask():
+    held, params = HeldMasks(), SamplingParams(max_tokens=12, seed=1)
+    model = HashModel(num_blocks=40, vocab_size=VOCAB_SIZE)
+    with Engine(model, max_num_seqs=8, max_num_tokens=64, max_context_len=64, vocab_size=VOCAB_SIZE) as engine:
+        constrained = [Collector() for _ in range(NUM_THREADS + 1)]
+        for sink in constrained:
+            engine.submit([1, 2], params, sink, held)
+        free = Collector()
+        engine.submit([3, 4], params, free)
+        assert len(free.wait().tokens()) == 12
+        assert [len(sink.tokens()) for sink in constrained] == [1] * len(constrained)
+        held.may_go.set()
+        assert [len(sink.wait().tokens()) for sink in constrained] == [12] * len(constrained)
