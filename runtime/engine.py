@@ -230,12 +230,15 @@ class Engine:
         with self._lock:
             return len(self._requests)
 
-    def _queue_full_error(self, message: str) -> QueueFull:
-        """Says when half of those that wait now will have been served, at the mean speed so far."""
+    def retry_after_s(self) -> int:
+        """When half of those that wait now will have been served, at the mean speed so far."""
         stats = self.stats()
         seconds_per_sample = stats["busy_s"] / max(1, stats["num_finished_samples"])
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_requests"] / 2 * seconds_per_sample)))
+
+    def _queue_full_error(self, message: str) -> QueueFull:
         error = QueueFull(message, where="max_queue_len", hint="send the request again later")
-        error.retry_after_s = min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_requests"] / 2 * seconds_per_sample)))
+        error.retry_after_s = self.retry_after_s()
         return error
 
     def _cache_scope(self, cache_salt: str, adapter: LoadedAdapter | None = None) -> tuple[int, int]:

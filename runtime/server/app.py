@@ -35,7 +35,7 @@ from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
 from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
-from .errors import ApiError, bad_request, unavailable
+from .errors import ApiError, bad_request, queue_full, unavailable
 from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
 from .generation import Batch, Consumer, Generation, Prompt
@@ -196,7 +196,10 @@ class App:
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
     def _counted(self, handler: Handler) -> Handler:
-        """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none."""
+        """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none.
+
+        While the queue is full, nothing of a request is read: to refuse one must cost much less than to serve one.
+        """
 
         async def counted(exchange: Exchange) -> None:
             if self.is_draining:
@@ -204,6 +207,9 @@ class App:
             self.metrics.requests.add()
             self.num_in_flight += 1
             try:
+                if self._is_full():
+                    self.metrics.failures_by_reject.add()
+                    raise queue_full(self.bridge.engine.retry_after_s())
                 await handler(exchange)
             except ClientGone:
                 raise
@@ -468,9 +474,11 @@ class App:
             raise ApiError(403, "adapters are not loaded at run time here; start the server with --adapter-dir", code="not_allowed")
         return self.options.adapter_dir, registry
 
+    def _is_full(self) -> bool:
+        return int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len
+
     async def _ready(self, exchange: Exchange) -> None:
-        is_full = int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len
-        if self.is_draining or is_full:
+        if self.is_draining or self._is_full():
             raise unavailable("the server is shutting down" if self.is_draining else "the queue is full")
         send_json(exchange, {"status": "ready"})
 

@@ -62,5 +62,14 @@ def invalid_value(message: str, param: str | None, code: str = "invalid_value") 
     return ApiError(422, message, param=param, code=code)
 
 
+def queue_full(retry_after_s: int) -> ApiError:
+    return ApiError(
+        429,
+        "the server is busy: as many requests wait as the queue holds; send the request again later",
+        code="queue_full",
+        headers=(("retry-after", str(retry_after_s)),),
+    )
+
+
 def unavailable(message: str, retry_after_s: int = 1) -> ApiError:
     return ApiError(503, message, code="unavailable", headers=(("retry-after", str(retry_after_s)),))

@@ -28,7 +28,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from ..tools.constraint import CallConstraint
 from ..tools.forms import ReadOptions
 from .bridge import Bridge
-from .errors import ApiError, invalid_value, unavailable
+from .errors import ApiError, invalid_value, queue_full, unavailable
 
 _log = logging.getLogger(__name__)
 
@@ -147,9 +147,7 @@ class Generation:
                 self.usage.num_prompt_tokens += len(prompt.token_ids)
         except QueueFull as error:
             self.metrics.failures_by_reject.add()
-            raise ApiError(
-                429, f"the server is busy: {error}", code="queue_full", headers=(("retry-after", str(error.retry_after_s)),)
-            ) from None
+            raise queue_full(error.retry_after_s) from None
         except RequestTooLarge as error:
             self.metrics.failures_by_reject.add()
             raise invalid_value(str(error), None, code="request_too_large") from None

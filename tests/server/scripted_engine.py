@@ -105,6 +105,9 @@ class ScriptedEngine:
         waiting = {sample.request_id for sample in self._samples} - started
         return {"num_queued_requests": len(waiting), "num_running": min(len(self._samples), self._max_num_seqs), "heartbeat_age_s": 0.0}
 
+    def retry_after_s(self) -> int:
+        return 1
+
     def shutdown(self, drain_s: float = 0.0) -> None:
         with self._changed:
             self._is_closed = True

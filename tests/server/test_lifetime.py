@@ -151,6 +151,8 @@ def test_a_full_queue_is_429_with_retry_after(make_server: MakeServer) -> None:
     response = server.post("/v1/completions", prompt="x")
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert server.app.metrics.failures_by_reject.value == 1
+    unread = server.client.post("/v1/completions", content=b"no JSON", headers={"content-type": "application/json"})
+    assert unread.status_code == 429, "what will be refused is not looked at"
     assert server.client.get("/health/ready").status_code == 503
     for sock in socks:
         sock.close()
