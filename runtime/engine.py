@@ -90,8 +90,8 @@ class Engine:
     `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
     `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
     `ignores_nan`: a NaN score is a token that cannot be chosen, and a sample without any score ends with `stop`; else both are errors.
-    `ngram_size`: tokens that are guessed ahead from what a sequence has said before (up to twice as many while all come true), as far as
-    the executor is bound for more logits than `max_num_seqs`; 0: none. Guesses change the time, never a token.
+    `ngram_size`: tokens that are guessed ahead from what a sequence has said before, up to half as many again while all come true, and as
+    far as the executor is bound for more logits than `max_num_seqs`; 0: none. Guesses change the time, never a token.
     `has_prefix_cache`: requests take the computed blocks of others whose tokens begin alike and whose `cache_salt` is the same.
     `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
     """

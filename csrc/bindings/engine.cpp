@@ -154,7 +154,9 @@ Model model_of(nb::handle model, EngineOptions& options) {
     options.scheduler.max_num_logits = options.scheduler.max_num_tokens;
     auto python = std::make_shared<PythonModel>(model, options.vocab_size);
     return {[python](const Batch& batch) { return python->forward(batch); },
-            [python](int32_t source_block, int32_t target_block) { python->copy_block(source_block, target_block); }};
+            [python](int32_t source_block, int32_t target_block) { python->copy_block(source_block, target_block); },
+            1,
+            {}};
   }
   auto* executor = nb::cast<Executor*>(model);
   options.scheduler.num_blocks = executor->num_blocks();
@@ -168,7 +170,8 @@ Model model_of(nb::handle model, EngineOptions& options) {
             executor->forward(batch);
             return {executor->logits(), executor->logits_stride()};
           },
-          [executor](int32_t source_block, int32_t target_block) { executor->copy_block(source_block, target_block); }};
+          [executor](int32_t source_block, int32_t target_block) { executor->copy_block(source_block, target_block); },
+          executor->num_threads(), [executor](const ThreadBody& body) { executor->run(body); }};
 }
 
 nb::tuple event_row(const TokenEvent& event) {

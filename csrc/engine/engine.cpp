@@ -9,6 +9,9 @@
 namespace fmo {
 namespace {
 
+constexpr int kMaxSamplingThreads = 8;  // each has scratch of the size of the vocabulary
+constexpr int64_t kMinSharedJobs = 4;   // fewer rows are not worth waking the threads
+
 void require_positive(const char* name, int64_t value) {
   if (value >= 1) return;
   throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + ", expected at least 1");
@@ -36,7 +39,11 @@ Engine::Engine(const EngineOptions& options, Model model)
     : options_(checked(options)),
       model_(std::move(model)),
       scheduler_(options.scheduler),
-      sampler_(options.vocab_size) {
+      sample_on_thread_([this](int thread) { sample_jobs(thread); }),
+      jobs_(static_cast<size_t>(options.scheduler.max_num_seqs)) {
+  const int num_samplers = std::clamp(model_.run ? model_.num_threads : 1, 1, kMaxSamplingThreads);
+  samplers_.reserve(static_cast<size_t>(num_samplers));
+  for (int idx = 0; idx < num_samplers; ++idx) samplers_.emplace_back(options.vocab_size);
   const auto max_num_seqs = static_cast<size_t>(options.scheduler.max_num_seqs);
   const auto max_num_tokens = static_cast<size_t>(options.scheduler.max_num_tokens);
   max_blocks_per_seq_ = ceil_div(max_total_len(), options.scheduler.block_size);
@@ -173,7 +180,9 @@ void Engine::copy_blocks() {
 }
 
 void Engine::finish_step() {
+  sample_first_rows();
   int64_t logit_row = 0;
+  size_t job_idx = 0;
   for (const Chunk& chunk : chunks_) {
     Sequence& sequence = *chunk.sequence;
     // Rows of samples cancelled during the forward still have their logits in the view.
@@ -190,11 +199,44 @@ void Engine::finish_step() {
       continue;
     }
     scheduler_.mark_computed(sequence, chunk.num_tokens);
-    if (chunk.has_logits) sample_chunk(chunk, logits);
+    if (chunk.has_logits) take_samples(chunk, logits, jobs_[job_idx++].result);
   }
   chunks_ = {};
   ++counters_.num_steps;
   forget_finished();
+}
+
+bool Engine::is_sampled(const Chunk& chunk) const {
+  const Sequence& sequence = *chunk.sequence;
+  return chunk.has_logits && sequence.state == SequenceState::running && forward_error_.empty() &&
+         !is_mask_missing(sequence);
+}
+
+// Rows depend on their own sequence only, so they are shared out to the threads of the model; what follows from their
+// tokens is done in order.
+void Engine::sample_first_rows() {
+  num_jobs_ = 0;
+  int64_t logit_row = 0;
+  for (const Chunk& chunk : chunks_) {
+    if (is_sampled(chunk)) {
+      SampleJob& job = jobs_[static_cast<size_t>(num_jobs_++)];
+      job.input = sample_input(*chunk.sequence, logits_.data + logits_.stride * logit_row);
+      // Here, because nothing may be allocated, and so fail, on the threads.
+      job.result.top_logprobs.reserve(static_cast<size_t>(job.input.params->num_logprobs.value_or(0)));
+    }
+    logit_row += chunk.num_logit_rows();
+  }
+  next_job_ = 0;
+  if (samplers_.size() > 1 && num_jobs_ >= kMinSharedJobs) return model_.run(sample_on_thread_);
+  sample_jobs(0);
+}
+
+void Engine::sample_jobs(int thread) {
+  if (static_cast<size_t>(thread) >= samplers_.size()) return;
+  for (int64_t idx = next_job_++; idx < num_jobs_; idx = next_job_++) {
+    SampleJob& job = jobs_[static_cast<size_t>(idx)];
+    samplers_[static_cast<size_t>(thread)].sample(job.input, job.result);
+  }
 }
 
 // The last row stays pending: it is computed again when the mask is there.
@@ -258,22 +300,23 @@ void Engine::append_rows(const Chunk& chunk) {
 }
 
 // The first row gives a token in any case; each further one only if its guess was the token before.
-void Engine::sample_chunk(const Chunk& chunk, const float* logits) {
+void Engine::take_samples(const Chunk& chunk, const float* logits, const SampleResult& first) {
   Sequence& sequence = *chunk.sequence;
-  sample_row(sequence, logits);
+  take_sample(sequence, first);
   if (chunk.num_proposed == 0) return;
   int64_t num_accepted = 0;
   while (num_accepted < chunk.num_proposed && sequence.state == SequenceState::running &&
          sequence.tokens.back() == sequence.proposer.proposed()[static_cast<size_t>(num_accepted)]) {
     scheduler_.mark_computed(sequence, 1);
-    sample_row(sequence, logits + ++num_accepted * logits_.stride);
+    samplers_[0].sample(sample_input(sequence, logits + ++num_accepted * logits_.stride), further_sample_);
+    take_sample(sequence, further_sample_);
   }
   sequence.proposer.note_outcome(num_accepted, chunk.num_proposed, sequence.num_tokens());
   counters_.num_proposed_tokens += chunk.num_proposed;
   counters_.num_accepted_tokens += num_accepted;
 }
 
-void Engine::sample_row(Sequence& sequence, const float* logits) {
+SampleInput Engine::sample_input(const Sequence& sequence, const float* logits) const {
   const Request& request = *sequence.request;
   SampleInput input;
   input.logits = logits;
@@ -283,23 +326,27 @@ void Engine::sample_row(Sequence& sequence, const float* logits) {
   input.seed = request.params.seeds[static_cast<size_t>(sequence.sample_idx)];
   if (request.params.is_constrained) input.allowed_bits = sequence.mask;
   input.ignores_bad_scores = options_.ignores_bad_scores;
-  sampler_.sample(input, sample_);
-  counters_.num_bad_rows += sample_.is_bad_row;
-  sequence.has_bad_rows |= sample_.is_bad_row;
-  if (!sample_.error.empty()) {
-    if (sample_.is_bad_row && options_.ignores_bad_scores) return end_without_token(sequence, FinishReason::stop, {});
+  return input;
+}
+
+void Engine::take_sample(Sequence& sequence, const SampleResult& sample) {
+  const Request& request = *sequence.request;
+  counters_.num_bad_rows += sample.is_bad_row;
+  sequence.has_bad_rows |= sample.is_bad_row;
+  if (!sample.error.empty()) {
+    if (sample.is_bad_row && options_.ignores_bad_scores) return end_without_token(sequence, FinishReason::stop, {});
     end_without_token(
         sequence, FinishReason::error,
-        std::string(sample_.error) + " (output token " + std::to_string(num_output_tokens(sequence)) + ")");
+        std::string(sample.error) + " (output token " + std::to_string(num_output_tokens(sequence)) + ")");
     return;
   }
-  sequence.tokens.push_back(sample_.token_id);
+  sequence.tokens.push_back(sample.token_id);
   ++counters_.num_generated_tokens;
   TokenEvent event;
-  event.token_id = sample_.token_id;
+  event.token_id = sample.token_id;
   if (request.params.num_logprobs) {
-    event.logprob = sample_.logprob;
-    event.top_logprobs = sample_.top_logprobs;
+    event.logprob = sample.logprob;
+    event.top_logprobs = sample.top_logprobs;
   }
   const FinishReason reason = stop_reason(sequence);
   if (reason != FinishReason::none) return finish_sample(sequence, reason, std::move(event));

@@ -14,6 +14,7 @@
 // an answer outgrows the room that its request came with (kReservedOutputTokens).
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -38,10 +39,15 @@ struct LogitsView {
 
 using ForwardFn = std::function<LogitsView(const Batch&)>;
 
-// What the engine needs of a model: a step, and to copy the content of one KV block to another between steps.
+using ThreadBody = std::function<void(int thread)>;
+
+// What the engine needs of a model: a step, to copy the content of one KV block to another between steps, and its
+// threads, on which rows are sampled. Without `run` the thread of the engine does it all.
 struct Model {
   ForwardFn forward;
   std::function<void(int32_t source_block, int32_t target_block)> copy_block;
+  int num_threads = 1;
+  std::function<void(const ThreadBody&)> run;  // the body on every thread, which must not throw
 };
 
 struct EngineOptions {
@@ -125,8 +131,12 @@ class Engine {
   void append_rows(const Chunk& chunk);
   Sequence* find_sample(int64_t request_id, int32_t sample_idx);
   void wait_for_mask(const Chunk& chunk);
-  void sample_chunk(const Chunk& chunk, const float* logits);
-  void sample_row(Sequence& sequence, const float* logits);
+  bool is_sampled(const Chunk& chunk) const;
+  SampleInput sample_input(const Sequence& sequence, const float* logits) const;
+  void sample_first_rows();
+  void sample_jobs(int thread);
+  void take_samples(const Chunk& chunk, const float* logits, const SampleResult& first);
+  void take_sample(Sequence& sequence, const SampleResult& sample);
   void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
   void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
   void end_all(FinishReason reason, const std::string& error);
@@ -135,7 +145,8 @@ class Engine {
   EngineOptions options_;
   Model model_;
   Scheduler scheduler_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one per thread that samples
+  ThreadBody sample_on_thread_;
   RequestTable requests_;
   std::vector<int64_t> finished_ids_;  // requests to delete at the end of the step
   bool is_stalled_ = false;
@@ -148,7 +159,14 @@ class Engine {
   int64_t max_blocks_per_seq_ = 0;
   LogitsView logits_;
   std::string forward_error_;
-  SampleResult sample_;
+  struct SampleJob {
+    SampleInput input;
+    SampleResult result;
+  };
+  std::vector<SampleJob> jobs_;  // the first row of each chunk that is sampled, in order; only the first num_jobs_
+  int64_t num_jobs_ = 0;
+  std::atomic<int64_t> next_job_{0};
+  SampleResult further_sample_;
 
   std::vector<TokenEvent> events_;
   EngineCounters counters_;

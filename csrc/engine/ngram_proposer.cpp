@@ -17,6 +17,9 @@ constexpr float kLeastAcceptedShare = 0.4f;
 constexpr float kNewestWeight = 0.25f;  // of the newest step in the average
 constexpr int64_t kFirstSilenceLen = 16, kLongestSilenceLen = 512;
 
+// Guesses of a step while all come true. Measured: 6 rows cost 2.2 to 2.4 times one row, 8 rows 3.0 to 3.4 times.
+int64_t most(int64_t usual) { return usual + (usual + 1) / 2; }
+
 size_t slot_of(std::span<const int32_t> run, size_t num_slots) {
   uint64_t hash = 0;
   for (const int32_t token_id : run) hash = mix_bits(hash + static_cast<uint64_t>(token_id) + 1);
@@ -28,7 +31,7 @@ size_t slot_of(std::span<const int32_t> run, size_t num_slots) {
 NgramProposer::NgramProposer(int64_t num_proposed, int64_t num_tokens)
     : usual_num_proposed_(num_proposed), max_num_proposed_(num_proposed), next_silence_len_(kFirstSilenceLen) {
   if (num_proposed == 0) return;
-  proposed_.reserve(static_cast<size_t>(2 * num_proposed));
+  proposed_.reserve(static_cast<size_t>(most(num_proposed)));
   for (size_t idx = 0; idx < 2; ++idx) {
     tables_[idx].match_len = kMatchLens[idx];
     tables_[idx].last_ends.assign(std::bit_ceil(static_cast<size_t>(std::max<int64_t>(num_tokens, 1))), kNowhere);
@@ -54,7 +57,7 @@ std::span<const int32_t> NgramProposer::propose(std::span<const int32_t> tokens,
 void NgramProposer::note_outcome(int64_t num_accepted, int64_t num_proposed, int64_t num_tokens) {
   if (num_accepted < num_proposed) {
     max_num_proposed_ = usual_num_proposed_;
-  } else if (num_proposed == max_num_proposed_ && num_proposed < 2 * usual_num_proposed_) {
+  } else if (num_proposed == max_num_proposed_ && num_proposed < most(usual_num_proposed_)) {
     ++max_num_proposed_;
   }
   const float share = static_cast<float>(num_accepted) / static_cast<float>(num_proposed);

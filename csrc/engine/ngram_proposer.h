@@ -6,7 +6,7 @@
 //   2
 //
 // What pays is learned from what became of the guesses, not from a clock: while all come true, more are made, up to
-// twice as many; when too few come true, the proposer falls silent for a while, longer each time.
+// half as many again; when too few come true, the proposer falls silent for a while, longer each time.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ namespace fmo {
 class NgramProposer {
  public:
   NgramProposer() = default;  // never proposes
-  // `num_proposed` tokens at a time, up to twice as many while all come true. The tables are sized for `num_tokens`;
-  // more lower the chance of a find.
+  // `num_proposed` tokens at a time, up to half as many again while all come true. The tables are sized for
+  // `num_tokens`; more lower the chance of a find.
   NgramProposer(int64_t num_proposed, int64_t num_tokens);
 
   // Up to `limit` tokens that may follow `tokens`; valid until the next call. `tokens` only grows from call to call.

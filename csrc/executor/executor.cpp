@@ -497,6 +497,8 @@ void Executor::copy_block(int32_t source_block, int32_t target_block) {
   }
 }
 
+void Executor::run(const std::function<void(int thread)>& body) { impl_->pool.run(body); }
+
 void Executor::load_adapter(int32_t slot, std::span<const LoraModule> modules) {
   const std::lock_guard one_at_a_time(impl_->adapter_mutex);
   Lora::Packed packed = impl_->lora.pack(modules);

@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -62,6 +63,9 @@ class Executor {
 
   // Copies the KV of one block to another in every layer (copy on write). Not during a forward.
   void copy_block(int32_t source_block, int32_t target_block);
+
+  // The body on every thread of the executor; thread 0 is the caller. It must not throw. Not during a forward.
+  void run(const std::function<void(int thread)>& body);
 
   // Adapters, see lora.h: `load_adapter` packs beside the running steps and installs between two of them. A slot may be
   // emptied when no later batch names it. Both throw Error and change nothing.

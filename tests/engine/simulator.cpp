@@ -33,6 +33,7 @@ using fmo::mix_bits;
 constexpr int64_t kVocabSize = 24;
 constexpr int64_t kMaxSteps = 20000;
 constexpr int32_t kEos = 3;
+constexpr int kNumThreads = 3;
 
 struct Violation : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -181,7 +182,8 @@ class Simulation {
         sampler_(kVocabSize),
         loop_(setting_.engine, setting_.max_queue_len,
               {[this](const fmo::Batch& batch) { return forward(batch); },
-               [this](int32_t source, int32_t target) { copy_block(source, target); }}) {
+               [this](int32_t source, int32_t target) { copy_block(source, target); }, kNumThreads,
+               [this](const fmo::ThreadBody& body) { run_on_threads(body); }}) {
     for (int64_t slot = 0; slot < setting_.num_adapter_slots; ++slot) adapters_.push_back(++num_loads_);
     for (std::vector<int32_t>& head : heads_) {
       head.resize(static_cast<size_t>(setting_.engine.max_context_len));
@@ -396,6 +398,12 @@ class Simulation {
     }
     if (random_.chance(0.5)) throw std::bad_alloc();
     throw std::runtime_error("planned failure");
+  }
+
+  // One after the other, beginning with any: the first that runs samples all rows.
+  void run_on_threads(const fmo::ThreadBody& body) {
+    const auto first = static_cast<int>(random_.below(kNumThreads));
+    for (int idx = 0; idx < kNumThreads; ++idx) body((first + idx) % kNumThreads);
   }
 
   void copy_block(int32_t source, int32_t target) {

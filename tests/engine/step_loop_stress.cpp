@@ -103,7 +103,12 @@ bool run() {
   HashModel model;
   fmo::StepLoop loop(options, 64,
                      {[&](const fmo::Batch& batch) { return model.forward(batch); },
-                      [&](int32_t source, int32_t target) { model.copy_block(source, target); }});
+                      [&](int32_t source, int32_t target) { model.copy_block(source, target); }, 2,
+                      [](const fmo::ThreadBody& body) {
+                        std::thread other(body, 1);
+                        body(0);
+                        other.join();
+                      }});
   std::map<int64_t, int> kinds;
   std::mutex kinds_mutex;
   std::atomic<int> num_producing{kNumProducers};
