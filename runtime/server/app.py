@@ -98,7 +98,7 @@ class App:
             "/v1/completions": ("POST", self._counted(self._completions)),
             "/v1/messages": ("POST", self._counted(self._messages)),
             "/v1/responses": ("POST", self._counted(self._responses)),
-            "/v1/embeddings": ("POST", self._counted(self._embeddings)),
+            "/v1/embeddings": ("POST", self._counted(self._embeddings, is_queued=False)),
             "/v1/tokenize": ("POST", self._tokenize),
             "/v1/detokenize": ("POST", self._detokenize),
             "/v1/models": ("GET", self._models),
@@ -195,10 +195,10 @@ class App:
 
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
-    def _counted(self, handler: Handler) -> Handler:
+    def _counted(self, handler: Handler, *, is_queued: bool = True) -> Handler:
         """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none.
 
-        While the queue is full, nothing of a request is read: to refuse one must cost much less than to serve one.
+        While the queue is full, nothing is read of a request that would wait in it: to refuse one must cost much less than to serve one.
         """
 
         async def counted(exchange: Exchange) -> None:
@@ -207,7 +207,7 @@ class App:
             self.metrics.requests.add()
             self.num_in_flight += 1
             try:
-                if self._is_full():
+                if is_queued and self._is_full():
                     self.metrics.failures_by_reject.add()
                     raise queue_full(self.bridge.engine.retry_after_s())
                 await handler(exchange)
