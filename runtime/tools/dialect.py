@@ -58,6 +58,7 @@ class CallDialect:
 
     `trigger`: the mark with which calls begin anywhere in a text; None: calls are recognised only when the answer begins with them.
     `parameters` None: ARGS is a JSON object. `arguments_as_text`: the template wants the arguments of earlier calls as JSON text.
+    `ids_name_functions`: templates that write a call by its id only, which has to be `named_id`.
     """
 
     start: str
@@ -67,6 +68,7 @@ class CallDialect:
     trigger: str | None
     parameters: Parameters | None
     arguments_as_text: bool
+    ids_name_functions: bool = False
 
     @property
     def head(self) -> str:
@@ -90,10 +92,10 @@ class NoDialect(ValueError):
 def derived_dialect(template: ChatTemplate, end_texts: Sequence[str]) -> CallDialect:
     """`end_texts`: the written forms of the tokens that end an answer. Raises NoDialect."""
     reasons = []
-    for as_text in (False, True):
+    for as_text, in_ids in ((False, False), (True, False), (True, True), (False, True)):
         try:
-            renderer = _Renderer(template, as_text=as_text, end_texts=end_texts)
-            dialect = _derived(renderer, as_text=as_text)
+            renderer = _Renderer(template, as_text=as_text, end_texts=end_texts, in_ids=in_ids)
+            dialect = _derived(renderer)
             if dialect.trigger is not None and dialect.trigger in renderer.plain_answer():
                 raise NoDialect(f"'{dialect.trigger}', with which calls begin, begins other answers too")
             return dialect
@@ -109,19 +111,28 @@ def rendered_calls(
     messages = []
     for idx, (name, arguments) in enumerate(calls):
         given: Any = json.dumps(arguments, ensure_ascii=False) if dialect.arguments_as_text else arguments
-        messages.append({"id": f"call{idx:05d}", "type": "function", "function": {"name": name, "arguments": given}})
-    text = _Renderer(template, as_text=dialect.arguments_as_text, end_texts=end_texts).answer(messages)
+        call_id = named_id(name, idx) if dialect.ids_name_functions else f"call{idx:05d}"
+        messages.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": given}})
+    text = _Renderer(template, as_text=dialect.arguments_as_text, end_texts=end_texts, in_ids=dialect.ids_name_functions).answer(messages)
     begin = dialect.trigger or dialect.head
     return text[max(text.find(begin), 0) :].rstrip()
 
 
+def named_id(name: str, call_idx: int | str) -> str:
+    """The id of a call whose text is its id."""
+    return f"functions.{name}:{call_idx}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Renderer:
-    """Gives what the model writes for an assistant's message: after the generation prompt, before the end of the turn."""
+    """Gives what the model writes for an assistant's message: after the generation prompt, before the end of the turn.
+
+    `as_text`: arguments are given as JSON text. `in_ids`: the ids name the functions."""
 
     template: ChatTemplate
     as_text: bool
     end_texts: Sequence[str]
+    in_ids: bool
 
     def plain_answer(self) -> str:
         prompt = self._render([_USER], [], add_generation_prompt=True)
@@ -146,7 +157,8 @@ class _Renderer:
         arguments: Any = dict(zip(_KEYS[:num_args], _VALUES[:num_args], strict=True))
         if self.as_text:
             arguments = "{" + ", ".join(f'"{key}": "{value}"' for key, value in arguments.items()) + "}"
-        return {"id": _IDS[idx], "type": "function", "function": {"name": _NAMES[idx], "arguments": arguments}}
+        call_id = named_id(_NAMES[idx], idx) if self.in_ids else _IDS[idx]
+        return {"id": call_id, "type": "function", "function": {"name": _NAMES[idx], "arguments": arguments}}
 
     def _render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]], *, add_generation_prompt: bool) -> str:
         try:
@@ -204,17 +216,17 @@ class _Found:
         return self.calls[call_idx][-1][1]
 
 
-def _derived(renderer: _Renderer, *, as_text: bool) -> CallDialect:
+def _derived(renderer: _Renderer) -> CallDialect:
     text = renderer.answer([renderer.call(0, 1)])
     if _NAMES[0] not in text:
         raise NoDialect("the template does not write the name of a called function")
     parameters = None if _json_args(text, 0) else _parameters(renderer)
-    one = _found(text, 1, parameters)
+    one = _found(text, 1, parameters, in_ids=renderer.in_ids)
     head, tail = one.text[: one.begin(0)], one.text[one.end(0) :]
     try:
-        two = _found(renderer.answer([renderer.call(0, 1), renderer.call(1, 1)]), 2, parameters)
+        two = _found(renderer.answer([renderer.call(0, 1), renderer.call(1, 1)]), 2, parameters, in_ids=renderer.in_ids)
     except NoDialect:  # the template takes one call only
-        return _dialect("", [head, *one.inside(0), tail], None, "", parameters, as_text=as_text)
+        return _dialect(renderer, "", [head, *one.inside(0), tail], None, "", parameters)
     if two.inside(0) != one.inside(0) or two.inside(1) != one.inside(0):
         raise NoDialect("the template writes the second call of an answer in another way than the first")
     between = two.text[two.end(0) : two.begin(1)]
@@ -222,10 +234,12 @@ def _derived(renderer: _Renderer, *, as_text: bool) -> CallDialect:
     rest = between[: len(between) - _length(before)]
     after = _shared_begin(tail, rest)
     call = [*before, *one.inside(0), after]
-    return _dialect(start, call, rest[len(after) :], tail[len(after) :], parameters, as_text=as_text)
+    return _dialect(renderer, start, call, rest[len(after) :], tail[len(after) :], parameters)
 
 
-def _dialect(start: str, call: list[Part], separator: str | None, end: str, parameters: Parameters | None, *, as_text: bool) -> CallDialect:
+def _dialect(
+    renderer: _Renderer, start: str, call: list[Part], separator: str | None, end: str, parameters: Parameters | None
+) -> CallDialect:
     if not isinstance(call[0], str):
         call = ["", *call]
     if not start:
@@ -234,14 +248,15 @@ def _dialect(start: str, call: list[Part], separator: str | None, end: str, para
     first = call[0]
     assert isinstance(first, str)
     found = _TRIGGER.match(start + first)
-    return CallDialect(start, tuple(call), separator, end.rstrip(), found[0] if found else None, parameters, as_text)
+    trigger = found[0] if found else None
+    return CallDialect(start, tuple(call), separator, end.rstrip(), trigger, parameters, renderer.as_text, renderer.in_ids)
 
 
 def _json_args(text: str, from_pos: int) -> re.Match[str] | None:
     return re.compile(rf'\{{\s*"{_KEYS[0]}"\s*:\s*"{_VALUES[0]}"\s*\}}').search(text, from_pos)
 
 
-def _found(text: str, num_calls: int, parameters: Parameters | None) -> _Found:
+def _found(text: str, num_calls: int, parameters: Parameters | None, *, in_ids: bool) -> _Found:
     """The slots of each call of an answer. Raises NoDialect when one is missing."""
     calls = []
     pos = 0
@@ -260,7 +275,9 @@ def _found(text: str, num_calls: int, parameters: Parameters | None) -> _Found:
             raise NoDialect("the template writes the arguments of a call before its name")
         slots = [(name_at, name_at + len(name), Slot.NAME), (*span, Slot.ARGS)]
         id_at = text.find(call_id, pos)
-        if id_at >= 0:
+        if in_ids:  # functions.NAME:INDEX, where the index has one digit
+            slots.append((slots[0][1] + 1, slots[0][1] + 2, Slot.INDEX))
+        elif id_at >= 0:
             slots.append((id_at, id_at + len(call_id), Slot.ID))
         calls.append(sorted(slots, key=lambda slot: slot[0]))
         pos = calls[-1][-1][1]

@@ -8,6 +8,7 @@ Literals of the dialect that are special tokens of the tokenizer become just tho
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,9 +112,20 @@ class _Writer:
         if form.is_json or not _allows_text(schema):
             whole = {**definitions, **schema} if isinstance(schema, dict) else {}
             self.add(rule, f"{_json(whole)} {after}")
-        elif isinstance(schema, dict) and all(isinstance(value, str) for value in _choices(schema)) and _choices(schema):
+            return
+        if isinstance(schema, dict) and all(isinstance(value, str) for value in _choices(schema)) and _choices(schema):
             self.add(rule, f"({' | '.join(json.dumps(value) for value in _choices(schema))}) {after}")
-        elif all(isinstance(part, str) for part in self._tokenizer.split_special(form.after)):
+            return
+        is_plain = all(isinstance(part, str) for part in self._tokenizer.split_special(form.after))
+        regexes = _text_regexes(schema)
+        if regexes and is_plain:  # the text is what comes before the first `after`
+            end = _escaped(form.after)
+            self.add(rule.upper(), " & ".join([*(f"/{one}{end}/" for one in regexes), f"~/(.|\\n)*{end}(.|\\n)+/"]))
+            self.add(rule, rule.upper())
+        elif regexes:
+            self.add(rule.upper(), " & ".join(f"/{one}/" for one in regexes))
+            self.add(rule, f"{rule.upper()} {after}")
+        elif is_plain:
             self.add(f"{rule}[lazy]", f"{_ANY_TEXT} {json.dumps(form.after)}")
         else:
             self.add(rule, f"{_ANY_TEXT} {after}")
@@ -121,6 +133,26 @@ class _Writer:
 
 def _json(schema: dict[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
+
+
+def _text_regexes(schema: Any) -> list[str]:
+    """What a text without quotes has to match: its pattern and its length. Of a value that may be something else than text: nothing."""
+    if not isinstance(schema, dict) or schema.get("type") != "string":
+        return []
+    whole = schema.get("pattern", "").removeprefix("^").removesuffix("$")  # checked schemas have ^(?:…)$
+    regexes = [_slashes_escaped(whole)] if whole else []
+    if "minLength" in schema or "maxLength" in schema:
+        regexes.append(f"(.|\\n){{{schema.get('minLength', 0)},{schema.get('maxLength', '')}}}")
+    return regexes
+
+
+def _escaped(text: str) -> str:
+    """A regular expression, between slashes, of `text` itself."""
+    return _slashes_escaped(re.escape(text).replace("\\\n", "\\n"))
+
+
+def _slashes_escaped(pattern: str) -> str:
+    return re.sub(r"\\.|/|\n", lambda found: {"/": r"\/", "\n": r"\n"}.get(found[0], found[0]), pattern, flags=re.DOTALL)
 
 
 def _choices(schema: dict[str, Any]) -> list[Any]:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .dialect import CallDialect, Parameters, Part, Slot
+from .dialect import CallDialect, Parameters, Part, Slot, named_id
 from .reasoning import partial_len
 
 _NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
@@ -145,6 +145,8 @@ class CallParser:
                         delta.name = word
                     elif part is Slot.ID and not is_announced:
                         delta.call_id = word
+                    elif self._dialect.ids_name_functions and delta.name is not None:
+                        delta.call_id = named_id(delta.name, word)
         except _Mismatch:
             if not is_announced:
                 self._buffer = self._taken + self._buffer

@@ -145,8 +145,6 @@ def test_forced_calls_are_valid_whatever_the_model_babbles(babbling: TestServer,
         assert answer["finish_reason"] == "tool_calls" and not answer["message"]["content"]
         for name, arguments in calls_of(answer["message"]):
             assert choice == "required" or name == "get_weather"
-            if isinstance(arguments.get("city"), str) and babbling.app.model.chat_template.source.count("<parameter="):
-                arguments["city"] = arguments["city"][:20]  # written without quotes, so its length is not enforced
             jsonschema.validate(arguments, SCHEMAS[name])
 
 

@@ -246,6 +246,14 @@ NEMOTRON = """{% if tools %}<AVAILABLE_TOOLS>{{ tools | tojson }}</AVAILABLE_TOO
 {%- if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']</TOOLCALL>' }}{% endif %}{{ '<|im_end|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<SPECIAL_assistant>' }}{% endif %}"""
 
+KIMI = """{% if tools %}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson }}<|im_end|>{% endif %}
+{%- for m in messages %}{{ '<|im_' + m.role + '|>' + m.role + '<|im_middle|>' + (m.content or '') }}
+{%- if m.tool_calls %}<|tool_calls_section_begin|>
+{%- for call in m.tool_calls %}<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>
+{%- if call.function.arguments is string %}{{ call.function.arguments }}{% else %}{{ call.function.arguments | tojson }}{% endif %}<|tool_call_end|>
+{%- endfor %}<|tool_calls_section_end|>{% endif %}<|im_end|>
+{%- endfor %}{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}"""
+
 JAMBA = """{{- bos_token }}{% if tools %}<tool_definitions>{{ tools | tojson }}</tool_definitions>{% endif %}{% for m in messages %}{{ '<|bom|><|' + m.role + '|> ' + m.content }}
 {%- if m.tool_calls %}{{ '<tool_calls>[' }}{% for call in m.tool_calls %}
 {{- '\\n  {"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) + '}' }}{% if not loop.last %}{{ ',' }}{% endif %}
@@ -298,4 +306,5 @@ WITH_CALLS = {
     "minimax": MINIMAX,
     "nemotron": NEMOTRON,
     "jamba": JAMBA,
+    "kimi": KIMI,
 }

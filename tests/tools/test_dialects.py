@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
-from friendli_runtime.tools.dialect import CallDialect, NoDialect, derived_dialect
+from friendli_runtime.tools.dialect import CallDialect, NoDialect, derived_dialect, named_id
 from friendli_runtime.tools.parser import CallDelta, CallParser
 from friendli_runtime.tools.reasoning import ReasoningDialect, ReasoningParser, derived_reasoning
 
@@ -44,7 +44,11 @@ def written(name: str, calls: list[tuple[str, Any]], content: str = "") -> str:
     """What a model of this family writes, as its template shows it."""
     as_text = dialect_of(name).arguments_as_text
     messages = [
-        {"id": f"call0000{i}", "type": "function", "function": {"name": called, "arguments": json.dumps(args) if as_text else args}}
+        {
+            "id": named_id(called, i) if dialect_of(name).ids_name_functions else f"call0000{i}",
+            "type": "function",
+            "function": {"name": called, "arguments": json.dumps(args) if as_text else args},
+        }
         for i, (called, args) in enumerate(calls)
     ]
     user = {"role": "user", "content": "hi"}
@@ -123,6 +127,15 @@ def test_a_call_that_is_cut_off_is_not_complete(name: str) -> None:
         assert len(found) <= 1 and num_calls <= len(found)
         if not found:
             assert content == text[:end] or not content.strip(), end
+
+
+def test_calls_that_are_written_by_their_ids_keep_them() -> None:
+    dialect = dialect_of("kimi")
+    assert dialect.ids_name_functions and not any(dialect_of(name).ids_name_functions for name in WITH_CALLS if name != "kimi")
+    parser = CallParser(dialect, FUNCTIONS)
+    found = parser.push(written("kimi", CALLS[:2])) + parser.finish()
+    ids = [item.call_id for item in found if isinstance(item, CallDelta) and item.name is not None]
+    assert ids == ["functions.get_weather:0", "functions.now:1"]
 
 
 def test_templates_without_calls_give_a_reason() -> None:
