@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from friendli_runtime.errors import ConfigError
 from friendli_runtime.loaded_model import BLOCK_SIZE, kv_layers_block_bytes
+from friendli_runtime.tools.check import check_folder
 
 from .artifact import writer
 from .artifact.folder import OutputFolder
@@ -120,12 +122,14 @@ def build_artifact(
     if policy.quantizes:
         _calibrate(calibration, packings, assign_schemes(graph, base, policy), _vocabulary(source, traced), traced, progress)
         packings.policy, packings.quantized = policy, _quantize(graph, base, policy, calibration, dtype, checkpoint, progress)
-    notes += [*traced.notes, *packings.quantized.notes, *_tokenizer_notes(source)]
+    vectors, call_notes = _call_vectors(source)
+    notes += [*traced.notes, *packings.quantized.notes, *_tokenizer_notes(source), *call_notes]
     for note in notes:
         progress.note(note)
     with progress.phase("pack") as phase:
         _pack(folder.path, packings.quantized.plan, checkpoint, Rounding(inputs=calibration.inputs), phase)
         writer.copy_tokenizer(folder.path, source.tokenizer_files)
+        writer.write_call_vectors(folder.path, vectors)
     head = _manifest_head(options, source, traced, dtype)
     if fused.adapters:
         head["provenance"]["fused_adapters"] = fused.provenance()
@@ -432,6 +436,19 @@ def _tokenizer_notes(source: ModelSource) -> list[str]:
     if names & {"tokenizer.model", "vocab.json", "vocab.txt"}:
         note += "; transformers can make one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
     return [note]
+
+
+def _call_vectors(source: ModelSource) -> tuple[list[dict[str, Any]], list[str]]:
+    """Tool calls as the chat template writes them, tried out; and notes on what is not read back."""
+    names = {path.name for path in source.tokenizer_files}
+    if source.embedding is not None or "tokenizer.json" not in names or not _has_chat_template(source, names):
+        return [], []
+    try:
+        report = check_folder(source.folder)
+    except ConfigError as error:
+        return [], [f"the chat template was not tried out: {error.what}"]
+    notes = [f"tool calls of the chat template are not read back ({len(report.failures)} of {report.num_vectors}): fmo check-template"]
+    return report.vectors, notes if report.failures else []
 
 
 def _has_chat_template(source: ModelSource, names: set[str]) -> bool:

@@ -21,6 +21,7 @@ from types import TracebackType
 from ..errors import OutputError
 
 MANIFEST = "manifest.json"
+CALL_VECTORS = "call_vectors.json"
 
 
 class OutputFolder:

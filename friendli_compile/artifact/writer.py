@@ -1,8 +1,9 @@
-"""Writes the files of an artifact into a folder: plan.json, weight shards, tokenizer files, report.json, manifest.json.
+"""Writes the files of an artifact into a folder: plan.json, weight shards, tokenizer files, call vectors, report.json, manifest.json.
 
     write_plan(folder, plan)
     write_weights(folder, plan, read)       read(param_name) -> float32 array; one expression's tensors in memory at a time
     copy_tokenizer(folder, files)
+    write_call_vectors(folder, vectors)
     write_report(folder, report)
     write_manifest(folder, head)            last: it holds the size and hash of every other file
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..plan.model import SCHEMA_VERSION, Plan, WeightSpec
 from ..quantize.round_weight import Rounding
-from .folder import MANIFEST
+from .folder import CALL_VECTORS, MANIFEST
 from .layouts import pack, pack_quantized, round_to_bf16
 from .shards import plan_shards, write_shard
 
@@ -70,6 +71,12 @@ def copy_tokenizer(folder: Path, files: Iterable[Path]) -> list[str]:
         target.write_bytes(source.read_bytes())
         names.append(source.name)
     return names
+
+
+def write_call_vectors(folder: Path, vectors: list[dict[str, Any]]) -> None:
+    """Tool calls as the chat template writes them, for `fmo check-template`; no file where it writes none."""
+    if vectors:
+        _write_json(folder / CALL_VECTORS, {"schema_version": SCHEMA_VERSION, "vectors": vectors})
 
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from ..tokenizer.sample_text import TextDelta
+from ..tools.request import translated_tools
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest, StreamOptions
 from .generation import Generation
@@ -61,7 +62,7 @@ def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatReques
         temperature=request.temperature,
         top_p=request.top_p,
         top_k=request.top_k,
-        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools is not None else None,
+        tools=translated_tools(request.tools, _tool),
         tool_choice=choice,
         parallel_tool_calls=parallel,
         response_format=response_format,

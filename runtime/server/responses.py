@@ -14,6 +14,7 @@ import msgspec
 
 from ..tokenizer.sample_text import TextDelta
 from ..tools.parser import CallDelta
+from ..tools.request import translated_tools
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest, StreamOptions
 from .generation import Generation
@@ -63,7 +64,7 @@ def chat_request(request: ResponsesRequest) -> ChatRequest:
         top_p=request.top_p,
         stream=request.stream,
         stream_options=StreamOptions(include_usage=True) if request.stream else None,
-        tools=[_tool(tool, f"tools[{i}]") for i, tool in enumerate(request.tools)] if request.tools is not None else None,
+        tools=translated_tools(request.tools, _tool),
         tool_choice=choice,
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_format(request.text),

@@ -1,7 +1,7 @@
 """`fmo check-template`: what a chat template says about calls and reasoning, tried out.
 
 The template renders calls with difficult arguments; what it writes must be read back exactly: in one piece, character by character, and cut
-in two at every place.
+in two at every place. The compiler keeps these texts in the artifact (VECTORS_FILE): they must be read back by every later version too.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .parser import CallParser
 
 _STRINGS = {"type": "object", "properties": {"text": {"type": "string"}, "count": {"type": "integer"}, "items": {"type": "array"}}}
 FUNCTIONS: dict[str, Any] = {"look_up": _STRINGS, "now": {"type": "object", "properties": {}}}
+VECTORS_FILE = "call_vectors.json"
 _ONE: list[list[tuple[str, dict[str, Any]]]] = [
     [("look_up", {"text": "plain", "count": 3})],
     [("look_up", {"text": 'a "quoted" {brace} [list] \\ back\nnew line  two 🙂 é'})],
@@ -41,6 +42,8 @@ class TemplateReport:
     num_vectors: int = 0
     num_splits: int = 0
     failures: list[str] = field(default_factory=list)
+    vectors: list[dict[str, Any]] = field(default_factory=list)
+    """{"text": as the template writes it, "calls": [[name, arguments], …]}"""
 
     def as_json(self) -> dict[str, Any]:
         calls = None
@@ -72,7 +75,9 @@ def check_folder(folder: Path) -> TemplateReport:
     template = load_chat_template(where, tokenizer)
     if template is None:
         return TemplateReport(has_template=False)
-    return check_template(template, tokenizer, _eos_ids(folder, tokenizer))
+    report = check_template(template, tokenizer, _eos_ids(folder, tokenizer))
+    _check_stored(report, folder / VECTORS_FILE)
+    return report
 
 
 def check_template(template: ChatTemplate, tokenizer: Tokenizer, eos_ids: list[int]) -> TemplateReport:
@@ -89,12 +94,30 @@ def check_template(template: ChatTemplate, tokenizer: Tokenizer, eos_ids: list[i
         except NoDialect as error:
             report.failures.append(f"{calls[0][0]}: {error}")
             continue
-        for pieces in _splits(text):
-            report.num_splits += 1
-            if not _reads_back(forms.calls, pieces, calls):
-                report.failures.append(f"not read back: {json.dumps(text, ensure_ascii=False)}, in {len(pieces)} pieces")
-                break
+        report.vectors.append({"text": text, "calls": [[name, arguments] for name, arguments in calls]})
+        _try(report, forms.calls, text, calls)
     return report
+
+
+def _check_stored(report: TemplateReport, path: Path) -> None:
+    """Also reads back what was written into the artifact when it was compiled."""
+    stored = read_json(path).get("vectors", [])
+    for vector in stored:
+        if vector in report.vectors:  # tried already
+            continue
+        report.num_vectors += 1
+        if report.calls is None:
+            report.failures.append(f"not read back: {json.dumps(vector['text'], ensure_ascii=False)}; {report.why_no_calls}")
+        else:
+            _try(report, report.calls, vector["text"], [(name, arguments) for name, arguments in vector["calls"]])
+
+
+def _try(report: TemplateReport, dialect: CallDialect, text: str, calls: list[tuple[str, dict[str, Any]]]) -> None:
+    for pieces in _splits(text):
+        report.num_splits += 1
+        if not _reads_back(dialect, pieces, calls):
+            report.failures.append(f"not read back: {json.dumps(text, ensure_ascii=False)}, in {len(pieces)} pieces")
+            return
 
 
 def example(dialect: CallDialect) -> str:
@@ -129,8 +152,8 @@ def _reads_back(dialect: CallDialect, pieces: list[str], calls: list[tuple[str, 
 
 
 def _eos_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """End tokens as the generation config names them, else the tokenizer's own."""
-    found: list[int] = []
+    """End tokens as the manifest or the configs name them, and the tokenizer's own."""
+    found: list[int] = list(read_json(folder / "manifest.json").get("model", {}).get("eos_token_ids", []))
     for path in (folder / "generation_config.json", folder / "config.json"):
         value = read_json(path).get("eos_token_id")
         found += value if isinstance(value, list) else [value] if isinstance(value, int) else []

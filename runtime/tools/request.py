@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,13 @@ def tool_request(
     patterns = PatternBudget(limits.max_patterns)
     schemas = {tool["function"]["name"]: _schema(tool["function"], limits, patterns) for tool in callable_tools}
     return ToolRequest(given, schemas, is_required=chosen != "auto", is_parallel=parallel is not False and chosen in CHOICES)
+
+
+def translated_tools(
+    tools: list[dict[str, Any]] | None, translate: Callable[[dict[str, Any], str], dict[str, Any]]
+) -> list[dict[str, Any]] | None:
+    """Tools of another API in the shape of chat; `translate` gets each with its place in the request."""
+    return None if tools is None else [translate(tool, f"tools[{i}]") for i, tool in enumerate(tools)]
 
 
 def _checked_tool(tool: Any, where: str) -> dict[str, Any]:

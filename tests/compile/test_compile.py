@@ -130,3 +130,26 @@ def test_an_interrupted_compilation_leaves_nothing(tiny_checkpoint: Path, tmp_pa
     process.send_signal(number)
     assert process.wait() == 130
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("is_lossy", [False, True])
+def test_calls_of_the_chat_template_are_tried_out_and_kept(
+    copied: Callable[[], Path], compile_traced: CompileTraced, tmp_path: Path, is_lossy: bool
+) -> None:
+    from friendli_runtime.tools.check import VECTORS_FILE, check_folder
+    from tokenizer.tokenizers_made_here import backend_json
+    from tools.templates import HERMES
+
+    model = copied()
+    template = HERMES.replace("arguments | tojson", "arguments | tojson | replace('-1', '1')") if is_lossy else HERMES
+    (model / "tokenizer.json").write_text(backend_json("byte_level"))
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template.replace("<|im_end|>", "<|end|>"), "eos_token": "<|end|>"})
+    )
+    report = compile_traced(model, tmp_path / "out")
+    assert len(json.loads((tmp_path / "out" / VECTORS_FILE).read_text())["vectors"]) == 6
+    assert [note for note in report.notes if "not read back" in note] == (
+        ["tool calls of the chat template are not read back (2 of 6): fmo check-template"] if is_lossy else []
+    )
+    Artifact.open(tmp_path / "out").verify()
+    assert len(check_folder(tmp_path / "out").failures) == (2 if is_lossy else 0)

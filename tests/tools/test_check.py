@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
-from friendli_runtime.tools.check import check_template
+from friendli_runtime.tools.check import VECTORS_FILE, check_folder, check_template
 from structured.random_model import tokenizer_of
 from tokenizer.tokenizers_made_here import backend_json
 
@@ -46,3 +46,17 @@ def test_the_verb_says_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixtu
     save(tmp_path, None)
     assert run_cli(["check-template", str(tmp_path)]) == 0
     assert run_cli(["check-template", str(tmp_path.parent)]) == 1
+
+
+def test_texts_kept_in_an_artifact_are_read_back_too(tmp_path: Path) -> None:
+    save(tmp_path, HERMES)
+    report = check_folder(tmp_path)
+    assert len(report.vectors) == report.num_vectors == 6
+    (tmp_path / VECTORS_FILE).write_text(json.dumps({"schema_version": 1, "vectors": report.vectors}))
+    again = check_folder(tmp_path)
+    assert (again.failures, again.num_splits) == ([], report.num_splits)
+    changed = [{**report.vectors[0], "text": report.vectors[0]["text"].replace("<tool_call>", "<call>")}]
+    (tmp_path / VECTORS_FILE).write_text(json.dumps({"schema_version": 1, "vectors": changed}))
+    assert len(check_folder(tmp_path).failures) == 1
+    save(tmp_path, GEMMA)
+    assert "does not write" in check_folder(tmp_path).failures[0]
