@@ -107,7 +107,7 @@ def _kind(schema: dict[str, Any]) -> str:
 def _answers(streams: bool) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _EVENT}
     failure = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     failures = {status: {"description": what, "content": failure} for status, what in _STATUSES.items()}
     return {"200": {"description": "The answer", "content": content}, **failures}
@@ -117,6 +117,12 @@ def _operation(path: str) -> str:
     return path.strip("/").replace("v1/", "").replace("/", "_")
 
 
+_EVENT = {
+    "description": "Of each event: JSON as text, at the end maybe [DONE]",
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string"}, "event": {"type": "string"}},
+}
 _ERROR = {
     "type": "object",
     "required": ["type", "error", "message"],
