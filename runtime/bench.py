@@ -47,6 +47,7 @@ DTYPE_BYTES = {
     "e8m0": 1,
 }
 MATRIX_LAYOUTS = ("panel16", "block8")
+INTEGER_ACTS = ("i8", "i7")
 BLOCK_SIZE = 16
 """Tokens of one KV block."""
 MAX_NUM_TOKENS = 512
@@ -226,11 +227,12 @@ def run_bench(artifact_path: Path, options: BenchOptions, progress: Progress = l
 
 def _context(plan: dict[str, Any], executor: Any, options: BenchOptions, workloads: _Workloads) -> dict[str, Any]:
     """What the rates have to be read with."""
-    weight_bytes, streamed_bytes, flop = _weight_traffic(plan)
+    traffic = _weight_traffic(plan)
     return {
-        "weight_bytes": weight_bytes,
-        "streamed_weight_bytes": streamed_bytes,
-        "linear_flop_per_token": flop,
+        "weight_bytes": int(traffic.total_bytes),
+        "streamed_weight_bytes": int(traffic.streamed_bytes),
+        "linear_flop_per_token": traffic.flop_per_token,
+        "linear_byte_op_per_token": traffic.byte_op_per_token,
         "prefill_tokens": workloads.prefill_tokens(),
         "num_threads": executor.num_threads,
         "isa": executor.isa,
@@ -238,14 +240,22 @@ def _context(plan: dict[str, Any], executor: Any, options: BenchOptions, workloa
     }
 
 
-def _weight_traffic(plan: dict[str, Any]) -> tuple[int, int, float]:
-    """(bytes of all weights, bytes that one decoding step reads, floating-point operations in linears for one prompt token).
+@dataclass
+class _WeightTraffic:
+    """`streamed_bytes`: what a decoding step of one sequence reads. Operations of linears per prompt token: on f32, and on integers."""
 
-    A step reads every weight once, but of an embedding one row, and of experts only those chosen. The output projection runs on the last
-    row of a prompt only, so it does not count for a prompt token.
+    total_bytes: float = 0.0
+    streamed_bytes: float = 0.0
+    flop_per_token: float = 0.0
+    byte_op_per_token: float = 0.0
+
+
+def _weight_traffic(plan: dict[str, Any]) -> _WeightTraffic:
+    """A step reads every weight once, but of an embedding one row, and of experts only those chosen.
+
+    The output projection runs on the last row of a prompt only, so it does not count for a prompt token.
     """
-    total_bytes = int(sum(_num_bytes(weight) for weight in plan["weights"].values()))
-    streamed_bytes, flop, seen = 0.0, 0.0, set()
+    traffic, seen = _WeightTraffic(sum(_num_bytes(weight) for weight in plan["weights"].values())), set()
     for call in plan["calls"]:
         share, rows = 1.0, call["outputs"][0]["dims"][0]
         if call["op"] == "nn.embedding":
@@ -257,11 +267,15 @@ def _weight_traffic(plan: dict[str, Any]) -> tuple[int, int, float]:
                 continue
             weight = plan["weights"][view["id"]]
             if view["id"] not in seen:
-                streamed_bytes += share * _num_bytes(weight)
+                traffic.streamed_bytes += share * _num_bytes(weight)
             seen.add(view["id"])
             if weight["layout"] in MATRIX_LAYOUTS and rows == "num_tokens":
-                flop += 2.0 * share * math.prod(weight["dims"])
-    return total_bytes, int(streamed_bytes), flop
+                num_ops = 2.0 * share * math.prod(weight["dims"])
+                if call["attrs"].get("act_dtype") in INTEGER_ACTS:
+                    traffic.byte_op_per_token += num_ops
+                else:
+                    traffic.flop_per_token += num_ops
+    return traffic
 
 
 def _num_bytes(weight: dict[str, Any]) -> float:
@@ -275,15 +289,17 @@ def _num_bytes(weight: dict[str, Any]) -> float:
 
 
 def _shares_of_the_limits(result: dict[str, Any]) -> dict[str, float]:
-    """Decode against bandwidth ÷ bytes of weights, prefill against the fp32 FMA peak; attention and the rest count as overhead."""
+    """Decode against bandwidth ÷ bytes of the weights that a step reads, prefill against the peaks of f32 multiply-adds and byte products.
+
+    Attention and the rest count as overhead.
+    """
     shares = {}
-    if result["weight_bytes"]:
-        shares["decode_limit_tok_s"] = result["read_bandwidth_gb_s"] * 1e9 / result["weight_bytes"]
+    if result["streamed_weight_bytes"]:
+        shares["decode_limit_tok_s"] = result["read_bandwidth_gb_s"] * 1e9 / result["streamed_weight_bytes"]
         shares["decode_share_of_limit"] = result["decode_tok_s"] / shares["decode_limit_tok_s"]
-        streamed_limit = result["read_bandwidth_gb_s"] * 1e9 / max(1, result["streamed_weight_bytes"])
-        shares["decode_share_of_streamed_limit"] = result["decode_tok_s"] / streamed_limit
-    if result["linear_flop_per_token"]:
-        shares["prefill_limit_tok_s"] = result["fma_gflop_s"] * 1e9 / result["linear_flop_per_token"]
+    work = {"fma_gflop_s": result["linear_flop_per_token"], "byte_gop_s": result["linear_byte_op_per_token"]}
+    if any(work.values()):
+        shares["prefill_limit_tok_s"] = 1e9 / sum(num_ops / result[limit] for limit, num_ops in work.items())
         shares["prefill_share_of_limit"] = result["prefill_tok_s"] / shares["prefill_limit_tok_s"]
     return shares
 

@@ -42,7 +42,8 @@ def bench(
     """Measure prefill, decoding, batches and cold start of ARTIFACT.
 
     Greedy, end-of-sequence ignored. Prefill: 512 tokens to the first token. Decode: 128 tokens after 128. Batches: decoding of N sequences
-    at once, tokens per second of all together. The machine's read bandwidth and FMA peak are measured in the same rounds.
+    at once, tokens per second of all together. The machine's limits are measured in the same rounds: read bandwidth, and the peaks of f32
+    multiply-adds and of byte products.
     """
     from friendli_runtime.bench import BenchOptions, run_bench
 
@@ -75,6 +76,7 @@ def _table(result: dict[str, Any]) -> str:
         f"{'weights':24}{result['weight_bytes'] / 1e6:12,.1f} MB",
         row("limit: read bandwidth", "read_bandwidth_gb_s", "GB/s"),
         row("limit: fp32 FMA", "fma_gflop_s", "GFLOP/s"),
+        row("limit: byte products", "byte_gop_s", "GOP/s"),
         f"medians (minimum … maximum) of {result['rounds']} rounds, {result['num_threads']} threads, {result['isa']}",
     ]
     return "\n".join(lines)
