@@ -13,8 +13,8 @@
 namespace fmo {
 namespace {
 
-constexpr int kBarrierSpins = 4000;  // about 0.1 ms: longer than any imbalance between calls, shorter than a time slice
-constexpr int kIdleSpins = 8000;     // about 0.2 ms: the gap between two steps of a busy engine
+constexpr int kBarrierSpins = 200;  // microseconds: longer than most imbalances; more starves who shares the core
+constexpr int kIdleSpins = 8000;    // about 0.2 ms: the gap between two steps of a busy engine
 constexpr int kIdleYields = 50;
 
 void pause() {
