@@ -25,6 +25,7 @@ SPAN = 1024  # columns
 CHUNK_ROWS = 1024  # rounded together: 4 MiB of a span, shared by many short numpy calls
 DAMPING = 0.1  # of the mean of H's diagonal
 GIANT = 4.0  # times the usual length of an input: longer ones, like those of a first token, count as if they had this length
+MIN_HALF = 32  # rows: smaller triangles are inverted whole
 LEVELS = (8, 32, 128)  # columns whose errors are fed back together: see _feed_back
 
 Column = Callable[[Array, Array, Array | None], tuple[Array, Array]]  # values, scales, zeros → codes, rounded values
@@ -53,10 +54,11 @@ def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
         if zeros is not None and whole.zeros is not None:
             zeros[...] = whole.zeros.T
     width = _span_len(fmt.group)
+    spans = [slice(first, min(first + width, num_columns)) for first in range(0, num_columns, width)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for first in range(0, num_columns, width):
-            columns = slice(first, min(first + width, num_columns))
-            span = _Span(fmt, _factor(inputs[:, columns]), importance[columns])
+        factors = pool.map(lambda columns: _factor(inputs[:, columns]), spans)
+        for columns, factor in zip(spans, factors, strict=True):
+            span = _Span(fmt, factor, importance[columns])
 
             def round_rows(start: int, columns: slice = columns, span: _Span = span) -> None:
                 rows = slice(start, start + CHUNK_ROWS)
@@ -87,13 +89,25 @@ def _without_giants(inputs: Array) -> Array:
 
 
 def _factor(inputs: Array) -> Array:
-    """U [K', K'] f32 of the inputs [T, K'] of a span."""
-    h = (inputs.T @ inputs).astype(np.float64)
+    """U [K', K'] f32 of the inputs [T, K'] of a span: with the columns in reverse order H = L Lᵀ, and U is L⁻¹ in reverse."""
+    backwards = np.ascontiguousarray(inputs[:, ::-1])
+    h = (backwards.T @ backwards).astype(np.float64)
     diagonal = np.einsum("kk->k", h)
     mean = diagonal.mean()
     diagonal += DAMPING * (mean if mean > 0 else 1.0)
-    inverse = np.linalg.inv(h)
-    return np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)
+    inverse = _inverse_of_lower(np.linalg.cholesky(h))
+    return np.ascontiguousarray(inverse[::-1, ::-1], np.float32)
+
+
+def _inverse_of_lower(lower: Array) -> Array:
+    """The inverse of a lower triangle, by halves: [A 0; B C]⁻¹ = [A⁻¹ 0; −C⁻¹ B A⁻¹ C⁻¹]."""
+    half = len(lower) // 2
+    if half < MIN_HALF:
+        return np.tril(np.linalg.inv(lower))
+    inverse = np.zeros_like(lower)
+    inverse[:half, :half], inverse[half:, half:] = _inverse_of_lower(lower[:half, :half]), _inverse_of_lower(lower[half:, half:])
+    inverse[half:, :half] = -(inverse[half:, half:] @ lower[half:, :half]) @ inverse[:half, :half]
+    return inverse
 
 
 class _Span:
