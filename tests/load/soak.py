@@ -54,9 +54,9 @@ class Request:
     leaves_after: int | None
 
 
-def make_request(rng: random.Random) -> Request:
+def make_request(rng: random.Random, max_script_len: int) -> Request:
     """A prompt that makes the model say `script`, streamed or not, one or two samples, plain or with padding that fills several blocks."""
-    script = "".join(rng.choice("abcdefgh é🙂") for _ in range(rng.randrange(1, MAX_SCRIPT_LEN)))
+    script = "".join(rng.choice("abcdefgh é🙂") for _ in range(rng.randrange(1, max_script_len)))
     padding = "x" * rng.randrange(MAX_PADDING)
     body = {
         "prompt": padding + script_tag(script) + "<|go|>",
@@ -105,10 +105,12 @@ async def wave(process: Process, requests: list[Request], report: Report) -> Non
         await asyncio.sleep(0.01)
 
 
-async def soak(process: Process, seconds: float, *, overload: int = OVERLOAD, seed: int = 0) -> Report:
+async def soak(
+    process: Process, seconds: float, *, overload: int = OVERLOAD, max_script_len: int = MAX_SCRIPT_LEN, seed: int = 0
+) -> Report:
     """Bursts of `overload` times what the server runs and queues, for about `seconds`; the first ones only warm it up."""
     rng, report = random.Random(seed), Report()
-    pool = [make_request(rng) for _ in range(POOL_LEN)]
+    pool = [make_request(rng, max_script_len) for _ in range(POOL_LEN)]
     burst_len = overload * (MAX_BATCH_SIZE + MAX_QUEUE_LEN)
     for _ in range(NUM_WARM_UP_WAVES):
         await wave(process, rng.choices(pool, k=burst_len), report)

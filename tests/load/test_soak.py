@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,14 @@ import numpy as np
 import pytest
 from server.served import Process, scripted_artifact, serve
 
-from .gauges import Held, leaks, memory_bytes, memory_slope
-from .soak import SERVE_OPTIONS, Report, soak
+from .client import refusal_times_s, send
+from .gauges import Held, leaks, memory_bytes, memory_slope, metric
+from .soak import MAX_BATCH_SIZE, MAX_QUEUE_LEN, SERVE_OPTIONS, Report, soak
 
 SHORT_S, LONG_S = 30, 600
+ANSWER_LEN = 160
+"""Characters of the longest answer where throughput is measured: as long as usual ones, so that the clients do not take most of the CPU."""
+LONG_ANSWER = {"prompt": "hello", "max_tokens": 1000, "ignore_eos": True, "temperature": 0}
 MAX_BYTES_PER_REQUEST = 64
 ALLOCATOR_NOISE_BYTES = 512
 """What a request may seem to leave behind in a run of half a minute: the allocator has not settled after a few thousand requests."""
@@ -41,14 +46,30 @@ def test_half_a_minute_of_overload_leaves_nothing_behind(process: Process) -> No
 
 @pytest.mark.slow
 def test_ten_minutes_of_overload_leave_nothing_behind_and_cost_no_throughput(process: Process) -> None:
-    calm = asyncio.run(soak(process, LONG_S / 10, overload=1))
-    report = asyncio.run(soak(process, LONG_S))
-    slope, rejected_s = memory_slope(report.samples), np.percentile(report.rejection_times_s, [50, 99, 100])
+    calm = asyncio.run(soak(process, LONG_S / 10, overload=1, max_script_len=ANSWER_LEN))
+    report = asyncio.run(soak(process, LONG_S, max_script_len=ANSWER_LEN))
+    slope = memory_slope(report.samples)
     print(f"\n{report.num_requests} requests, {report.num_whole} whole, {report.num_left} left, {len(report.rejection_times_s)} rejected")
-    print(f"memory {slope:.1f} bytes a request; rejections {rejected_s} s; goodput {report.tokens_per_s / calm.tokens_per_s:.2f}")
+    print(f"memory {slope:.1f} bytes a request; goodput {report.tokens_per_s / calm.tokens_per_s:.2f}")
     check(report, MAX_BYTES_PER_REQUEST)
     assert report.tokens_per_s >= 0.9 * calm.tokens_per_s
     assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_256_clients_at_once_are_refused_within_50_ms_while_the_server_is_full(process: Process) -> None:
+    medians_s = []
+    for _ in range(5):
+        filling = [send(process.url, "/v1/completions", LONG_ANSWER) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_LEN)]
+        deadline_s = time.monotonic() + 60
+        while metric(process.metrics_url, "friendli_current_waiting_items") < MAX_QUEUE_LEN:
+            assert time.monotonic() < deadline_s, "the queue does not fill"
+        times_s = refusal_times_s(process.url, "/v1/completions", {"prompt": "x" * 100, "n": 2}, 256)
+        medians_s.append(np.median(times_s))
+        print(f"refused after {np.percentile(times_s, [50, 90, 100]) * 1e3} ms")
+        for sock in filling:
+            sock.close()
+    assert np.median(medians_s) < 0.05
 
 
 LEAKS = {
