@@ -94,8 +94,9 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
         ]
     },
     "a row of logits goes to the wrong sample": {
-        "engine.cpp": [("logit_row += chunk.num_logit_rows();", "logit_row += chunk.has_logits && logit_row == 0 ? 1 : 0;")]
+        "engine.cpp": [("logits_.data + logits_.stride * logit_row);", "logits_.data + logits_.stride * (num_jobs_ - 1));")]
     },
+    "two rows are sampled with one result": {"engine.cpp": [("jobs_[job_idx++].result", "jobs_[job_idx > 0 ? 0 : job_idx++].result")]},
     "a wrong guess is taken": {
         "engine.cpp": [("sequence.tokens.back() == sequence.proposer.proposed()[static_cast<size_t>(num_accepted)]", "true")]
     },
