@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from math import inf
 from time import time
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -109,8 +109,7 @@ class HttpConnection(asyncio.Protocol):
     # The transport -----------------------------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
         self._set_deadline(self._limits.header_timeout_s)
 
