@@ -8,8 +8,9 @@ detokenizing, writing, and what the kernel does for it. The null engine, that of
 steps gives one token to every request. A request is a chat of about 100 tokens on a connection that stays open.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
-    per request    unstreamed chat requests of one token, one at a time per connection
-    per token      `streams` chat streams at once: (CPU of long answers − CPU of answers of two tokens) / tokens between
+    request        unstreamed chat requests of one token, one after the other: the server sleeps between them
+    loaded         the same on `streams` connections at once
+    token          `streams` chat streams at once: (CPU of long answers − CPU of answers of two tokens) / tokens between
 """
 
 from __future__ import annotations
@@ -77,10 +78,10 @@ def make_tokenizer() -> Tokenizer:
     return Tokenizer(backend, {})
 
 
-def bodies(num_requests: int, num_tokens: int, *, stream: bool) -> list[bytes]:
+def bodies(num_requests: int, num_tokens: int, *, stream: bool, seed: int = 0) -> list[bytes]:
     """Chats with the same system message and, of each request, another question, of words of our documentation: about 100 tokens."""
     words = " ".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))).split()
-    draw = random.Random(num_requests)
+    draw = random.Random(seed)
     return [
         json.dumps(
             {
@@ -135,10 +136,10 @@ class Server:
         self._engine.shutdown()
 
 
-def ask(port: int, num_requests: int, num_tokens: int, *, stream: bool) -> None:
+def ask(port: int, num_requests: int, num_tokens: int, *, stream: bool, seed: int = 0) -> None:
     """In the client's process: `num_requests` one after the other on one connection."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for body in bodies(num_requests, num_tokens, stream=stream):
+    for body in bodies(num_requests, num_tokens, stream=stream, seed=seed):
         connection.request("POST", "/v1/chat/completions", body, HEADERS)
         response = connection.getresponse()
         data = response.read()
@@ -155,9 +156,10 @@ def ping(port: int, num_requests: int) -> None:
     connection.close()
 
 
-def ask_at_once(port: int, num_streams: int, num_requests: int, num_tokens: int) -> None:
+def ask_at_once(port: int, num_streams: int, num_requests: int, num_tokens: int, *, stream: bool) -> None:
     """In the client's process: `num_streams` connections at once."""
-    threads = [threading.Thread(target=ask, args=(port, num_requests, num_tokens), kwargs={"stream": True}) for _ in range(num_streams)]
+    args = (port, num_requests, num_tokens)
+    threads = [threading.Thread(target=ask, args=args, kwargs={"stream": stream, "seed": seed}) for seed in range(num_streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -182,10 +184,13 @@ def measure(port: int, num_requests: int, num_streams: int, num_tokens: int) -> 
     cpu_s(ask, port, few, 1, stream=False)  # a server that runs has seen the common words
     ping_s = cpu_s(ping, port, many) - cpu_s(ping, port, few)
     request_s = cpu_s(ask, port, many, 1, stream=False) - cpu_s(ask, port, few, 1, stream=False)
-    short_s, long_s = (cpu_s(ask_at_once, port, num_streams, 2, num) for num in (2, num_tokens))
+    each = max(2, num_requests // num_streams)
+    loaded_s = cpu_s(ask_at_once, port, num_streams, each, 1, stream=False) - cpu_s(ask_at_once, port, num_streams, 1, 1, stream=False)
+    short_s, long_s = (cpu_s(ask_at_once, port, num_streams, 2, num, stream=True) for num in (2, num_tokens))
     return {
         "http_us": ping_s / (many - few) * 1e6,
         "request_us": request_s / (many - few) * 1e6,
+        "loaded_request_us": loaded_s / (num_streams * (each - 1)) * 1e6,
         "token_us": (long_s - short_s) / (num_streams * 2 * (num_tokens - 2)) * 1e6,
     }
 
