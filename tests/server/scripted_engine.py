@@ -35,6 +35,10 @@ class _Sample:
     num_done: int = 0
     is_cancelled: bool = False
 
+    def __post_init__(self) -> None:
+        params = self.params
+        self.end_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else params.eos_token_ids)
+
 
 class ScriptedEngine:
     """Implements the server's `TokenEngine`."""
@@ -139,8 +143,9 @@ class ScriptedEngine:
                 running = self._samples[: self._max_num_seqs]
                 stepping = running + [sample for sample in self._samples[self._max_num_seqs :] if sample.is_cancelled]
                 done = [(sample, self._step(sample)) for sample in stepping]
-                ended = {id(sample) for sample, output in done if output.finish_reason is not None}
-                self._samples = [sample for sample in self._samples if id(sample) not in ended]
+                if any(output.finish_reason for _, output in done):
+                    ended = {id(sample) for sample, output in done if output.finish_reason is not None}
+                    self._samples = [sample for sample in self._samples if id(sample) not in ended]
             for sample, output in done:
                 sample.sink([output])
             self._on_batch_end()
@@ -160,8 +165,7 @@ class ScriptedEngine:
         if sample.masks is not None:
             token_id = self._allowed(sample, token_id)
         sample.num_done += 1
-        is_end = token_id in sample.params.stop_token_ids or (token_id in sample.params.eos_token_ids and not sample.params.ignore_eos)
-        reason = "stop" if is_end else "length" if sample.num_done >= sample.limit else None
+        reason = "stop" if token_id in sample.end_ids else "length" if sample.num_done >= sample.limit else None
         if sample.masks is not None and reason is None:
             sample.mask = sample.masks.advance(token_id)
         asked = sample.params.logprobs
