@@ -1,10 +1,16 @@
 """Every kind of bad request gets its status and a message that names the field, and the server goes on."""
 
+import contextlib
+import json
+import select
+import socket
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
+from friendli_runtime.server.limits import Limits
 
 from .conftest import TestServer
 
@@ -138,8 +144,6 @@ def test_unknown_paths_and_methods_are_404_and_405(server: TestServer) -> None:
 
 
 def test_a_body_over_the_limit_is_413(make_server: Callable[..., TestServer]) -> None:
-    from friendli_runtime.server.limits import Limits
-
     server = make_server(limits=Limits(max_body_bytes=1000))
     check(server.post("/v1/completions", prompt="x" * 1001), 413, None)
     chunks = (b"x" * 100 for _ in range(20))
@@ -148,3 +152,126 @@ def test_a_body_over_the_limit_is_413(make_server: Callable[..., TestServer]) ->
 
 def test_compressed_bodies_are_415(server: TestServer) -> None:
     check(server.client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"}), 415, None)
+
+
+def nested(opening: str, inside: str, closing: str, depth: int) -> bytes:
+    return (opening * depth + inside + closing * depth).encode()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [nested("[", "1", "]", 100_000), nested('{"a":', "1", "}", 100_000), b"[" * 100_000, b"[{}," * 60_000 + b"1" + b"]" * 60_000],
+    ids=["lists", "objects", "without end", "both"],
+)
+@pytest.mark.parametrize("field", ["prompt", "response_format", "unknown"])
+def test_json_of_100000_levels_is_400_in_every_field(server: TestServer, field: str, value: bytes) -> None:
+    check(server.client.post("/v1/completions", content=b'{"%b": %b}' % (field.encode(), value)), 400, None)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses", "/v1/tokenize"])
+@pytest.mark.parametrize("text", [rb"\ud800", rb"\udc00\ud800", rb"a\ud83dz", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80"])
+def test_lone_surrogates_and_broken_utf8_are_400(server: TestServer, path: str, text: bytes) -> None:
+    body = {"prompt": "%", "messages": [{"role": "user", "content": "%"}], "input": "%"}
+    names = {"/v1/completions": "prompt", "/v1/tokenize": "prompt", "/v1/responses": "input"}
+    given = {names.get(path, "messages"): body[names.get(path, "messages")], **({"max_tokens": 1} if path == "/v1/messages" else {})}
+    response = server.client.post(path, content=json.dumps(given).encode().replace(b"%", text))
+    check(response, 400, None)
+
+
+def test_a_million_strings_are_refused_soon(make_server: Callable[..., TestServer]) -> None:
+    server = make_server(limits=Limits(max_body_bytes=2**24))
+    many = ["x"] * 1_000_000
+    check(server.post("/v1/completions", prompt="a", stop=many), 422, "stop")
+    check(server.post("/v1/completions", prompt="a", bad_words=many[:100_000]), 422, "bad_words")
+    check(server.post("/v1/completions", prompt=many[:100_000]), 422, "prompt")
+    check(server.post("/v1/completions", prompt="a", seed=many[:100_000]), 400, "seed")
+    check(server.post("/v1/completions", prompt="a", logit_bias={str(i): 1 for i in range(100_000)}), 422, "logit_bias")
+    check(server.post("/v1/completions", prompt="a", stop_tokens=[{"tokens": [1]}] * 100_000), 400, None)
+    check(server.post("/v1/chat/completions", messages=[{"role": "user", "content": "a"}] * 90_000), 422, "messages")
+
+
+def test_100_mb_are_refused_before_they_are_read(server: TestServer) -> None:
+    head = "POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+    with closing(connected(server)) as sock:
+        sock.sendall(f"{head}content-length: 100000000\r\n\r\n".encode())
+        assert sock.recv(100).startswith(b"HTTP/1.1 413")
+    with closing(connected(server)) as sock:
+        sock.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        num_sent = 0
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while num_sent < 100_000_000 and not select.select([sock], [], [], 0)[0]:
+                sock.sendall(b"10000\r\n" + b"x" * 0x10000 + b"\r\n")
+                num_sent += 0x10000
+        assert num_sent < 50_000_000, "the rest was not taken"
+    assert server.post("/v1/completions", prompt="[[fine]]").status_code == 200
+
+
+def connected(server: TestServer) -> socket.socket:
+    url = httpx.URL(server.url)
+    return socket.create_connection((url.host, url.port), timeout=30)
+
+
+def test_the_context_is_exceeded_by_one(server: TestServer) -> None:
+    limit = server.engine.max_context_len
+    fits = server.post("/v1/completions", tokens=[5] * (limit - 1), max_tokens=1, ignore_eos=True)
+    assert fits.status_code == 200
+    check(server.post("/v1/completions", tokens=[5] * (limit - 1), max_tokens=2), 422, "max_tokens")
+    check(server.post("/v1/completions", tokens=[5] * limit), 422, "tokens")
+    check(server.post("/v1/completions", tokens=[5] * (limit + 1)), 422, "tokens")
+    check(server.post("/v1/completions", tokens=[5, server.engine.vocab_size]), 422, "tokens")
+    assert server.post("/v1/completions", tokens=[server.engine.vocab_size - 1], max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "(a*)*b" * 200,
+        "((a{0,1000}){0,1000}){0,1000}",
+        "(" * 2000 + "a" + ")" * 2000,
+        "a{1000000}",
+        "[\ud7ff-\ue000]" * 900,
+        "(?=a)b",
+    ],
+)
+def test_a_pattern_that_would_cost_much_is_answered_or_refused(server: TestServer, pattern: str) -> None:
+    response = server.post("/v1/completions", prompt="a", max_tokens=3, response_format={"type": "regex", "schema": pattern})
+    if response.status_code != 200:
+        assert response.status_code in (400, 422)  # 422: it began well
+        check(response, response.status_code, "response_format")
+    assert server.post("/v1/completions", prompt="a", max_tokens=3).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+        {"type": "integer", "minimum": 3, "maximum": 2},
+        {"type": "string", "minLength": 3, "maxLength": 2},
+        {"type": "array", "minItems": 2, "maxItems": 1},
+        {"enum": []},
+        False,
+        {"allOf": [{"type": "string"}, {"type": "integer"}]},
+        {"type": "string", "minLength": 10**12},
+        {"$ref": "http://example.com/schema.json"},
+        {"$ref": "file:///etc/passwd"},
+    ],
+)
+def test_a_schema_without_end_or_without_values_is_400(server: TestServer, schema: Any) -> None:
+    given = {"type": "json_schema", "json_schema": {"schema": schema}}
+    check(server.post("/v1/completions", prompt="a", max_tokens=3, response_format=given), 400, "response_format")
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a" * 65, "a b", "a\n", "a\u0000", "../x", 'a"}', "{{ 7 * 7 }}", "é", "<tool_call>", "[/INST]", "a.b"]
+)
+def test_a_hostile_name_of_a_tool_is_422(hermes: TestServer, name: str) -> None:
+    tool = {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+    check(hermes.post("/v1/chat/completions", messages=USER, tools=[tool]), 422, "tools")
+
+
+def test_template_code_in_what_a_client_sends_stays_text(hermes: TestServer) -> None:
+    text = "[[{{ 7 * 7 }}{% for i in range(10**9) %}{% endfor %}]]"
+    answer = hermes.post("/v1/chat/completions", messages=[{"role": "user", "content": text}]).json()["choices"][0]["message"]["content"]
+    assert answer == text[2:-2]
+    check(hermes.post("/v1/chat/completions", messages=USER, chat_template=text), 400, "chat_template")
