@@ -14,11 +14,14 @@ import json
 from typing import Any
 
 from .errors import InvalidConstraint
+from .finite_value import has_finite_value
 from .regex_rules import translated_regex
 
 MAX_DEPTH = 48
 MAX_PATTERN_PROPERTIES = 64
 """Of one object: each is compared with all others, and 200 take seconds."""
+MAX_MIN_COUNT = 2**20
+"""Of items, properties or characters that a value must have: what a context holds at most."""
 _SCHEMA_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
 _SCHEMA_LISTS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
 _SCHEMAS = frozenset({"items", "additionalProperties"})
@@ -50,6 +53,7 @@ FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname
 _UPPER_CASE = {"date-time": "^[0-9:.TZ+-]*$", "time": "^[0-9:.Z+-]*$"}
 """RFC 3339 allows lower-case t and z too, which many readers do not know."""
 _INTEGER_LIMITS = frozenset(["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"])
+_MIN_COUNTS = frozenset(["minLength", "minItems", "minProperties"])
 
 
 class PatternBudget:
@@ -71,7 +75,11 @@ def checked_schema(schema: Any, *, max_subschemas: int, patterns: PatternBudget,
     if not isinstance(schema, dict | bool):
         raise InvalidConstraint(f"the schema is a JSON {_json_type(schema)}, expected an object", param)
     reducer = _Reducer(max_subschemas, patterns, param, closes_objects=not _composes_objects(schema))
-    return json.dumps(reducer.reduced(schema, "#", 0), ensure_ascii=False)
+    reduced = reducer.reduced(schema, "#", 0)
+    if not has_finite_value(reduced):
+        what = "the schema's '#' has no finite value: what it requires is false, contradicts itself or contains itself without end"
+        raise InvalidConstraint(f"{what}; take what refers back out of 'required', or allow null in its place", param)
+    return json.dumps(reduced, ensure_ascii=False)
 
 
 def _composes_objects(schema: Any) -> bool:
@@ -155,6 +163,10 @@ class _Reducer:
             raise self._error("is not a whole number; only those are supported", where)
         if keyword in _INTEGER_LIMITS and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise self._error("is not a whole number from 0 up", where)
+        if keyword in _MIN_COUNTS and value > MAX_MIN_COUNT:
+            raise self._error(f"is {value!s:.24}, at most {MAX_MIN_COUNT} is allowed", where)
+        if keyword == "required" and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+            raise self._error("is not a list of names", where)
         return value
 
     def _pattern(self, pattern: str, where: str) -> str:

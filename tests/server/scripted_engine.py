@@ -15,7 +15,8 @@ from typing import Any
 
 from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
 from friendli_runtime.sampling import SamplingParams
-from friendli_runtime.structured.mask_feeder import Masks, MaskSource
+from friendli_runtime.structured.errors import ConstraintFailed
+from friendli_runtime.structured.mask_feeder import CONSTRAINT_ERROR, Masks, MaskSource
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 
 NAN = -1
@@ -167,7 +168,10 @@ class ScriptedEngine:
         sample.num_done += 1
         reason = "stop" if token_id in sample.end_ids else "length" if sample.num_done >= sample.limit else None
         if sample.masks is not None and reason is None:
-            sample.mask = sample.masks.advance(token_id)
+            try:
+                sample.mask = sample.masks.advance(token_id)
+            except ConstraintFailed as error:
+                return TokenOutput(sample.sample_idx, None, None, None, "error", f"{CONSTRAINT_ERROR}{error}", 0)
         asked = sample.params.logprobs
         top = None if asked is None else [(token_id, -0.5), ((token_id + 1) % self.vocab_size, -1.5)][:asked]
         return TokenOutput(sample.sample_idx, token_id, None if asked is None else -0.5, top, reason, None, 0)
