@@ -9,6 +9,7 @@
 #include <mutex>
 
 #include "base/memory.h"
+#include "device/cpu/team_size.h"
 #include "device/cpu/thread_pool.h"
 #include "executor/binder.h"
 #include "executor/ops.h"
@@ -102,6 +103,7 @@ struct Executor::Impl final : Storage {
   ExecutorOptions options;
   Isa isa;
   ThreadPool pool;
+  TeamSize team;
   std::map<std::string, MappedFile> files;
   std::map<std::string, WeightPointers> weight_pointers;
   int64_t mapped_bytes = 0;
@@ -128,6 +130,7 @@ Executor::Impl::Impl(const PlanSpec& plan_spec, const ExecutorOptions& given)
       options(given),
       isa(resolve_isa(given.isa)),
       pool(given.num_threads > 0 ? std::min(given.num_threads, kMaxThreads) : usable_threads()),
+      team(pool.num_threads()),
       lora(given.max_num_tokens, given.max_num_logits) {
   check_options();
   map_weights();
@@ -469,12 +472,14 @@ void Executor::forward(const Batch& batch) {
   const Step step{&batch,
                   impl.lora.start_step(batch),
                   &impl.pool,
-                  impl.pool.num_threads(),
+                  impl.team.size(),
                   impl.shared_workspace.data(),
                   impl.thread_workspaces.data(),
                   impl.thread_workspace_bytes,
                   &impl.failure};
-  impl.pool.run([&](int thread) { impl.run_calls(step, thread); });
+  const int64_t start_ns = now_ns();
+  impl.pool.run([&](int thread) { impl.run_calls(step, thread); }, step.num_threads);
+  impl.team.observe(now_ns() - start_ns, impl.pool.lost_ns());
   if (impl.failure.happened.load()) {
     const CallInfo& info = impl.bound_calls[static_cast<size_t>(std::max(impl.failure.call.load(), 0))].info;
     throw Error("an index is " + std::to_string(impl.failure.value.load()) + ", expected 0 to " +
@@ -497,7 +502,7 @@ void Executor::copy_block(int32_t source_block, int32_t target_block) {
   }
 }
 
-void Executor::run(const std::function<void(int thread)>& body) { impl_->pool.run(body); }
+void Executor::run(const std::function<void(int thread)>& body) { impl_->pool.run(body, impl_->team.size()); }
 
 void Executor::load_adapter(int32_t slot, std::span<const LoraModule> modules) {
   const std::lock_guard one_at_a_time(impl_->adapter_mutex);

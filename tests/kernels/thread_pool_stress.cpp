@@ -1,5 +1,7 @@
-// Many short runs with barriers on one pool: every thread must see what the others wrote before the barrier. Built with
-// a sanitizer by test_thread_pool.py; exits with 1 and a line on stderr at the first wrong value.
+// Many short runs with barriers on one pool, in teams of all sizes: every thread of the team must see what the others
+// wrote before the barrier, and nobody else may run. Built with a sanitizer by test_thread_pool.py; exits with 1 and a
+// line on stderr at the first wrong value.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <thread>
@@ -9,22 +11,30 @@
 
 namespace {
 
-// Each round, thread t writes cell t; after the barrier it must read every cell of this round.
+// Each round, thread t of the team writes cell t; after the barrier it must read every cell of this round, and −1 in
+// the others.
 bool rounds_are_ordered(int num_threads, int num_runs, int num_rounds) {
   fmo::ThreadPool pool(num_threads);
   std::vector<int> cells(static_cast<size_t>(num_threads), 0);
   std::vector<int> errors(static_cast<size_t>(num_threads), 0);
   for (int run = 0; run < num_runs; ++run) {
     if (run % 20 == 19) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // long enough to fall asleep
-    pool.run([&](int thread) {
-      for (int round = 0; round < num_rounds; ++round) {
-        const int value = run * num_rounds + round;
-        cells[static_cast<size_t>(thread)] = value;
-        pool.barrier();
-        for (int cell : cells) errors[static_cast<size_t>(thread)] += cell != value;
-        pool.barrier();
-      }
-    });
+    const int team = 1 + run * 7 % num_threads;
+    std::fill(cells.begin(), cells.end(), -1);
+    pool.run(
+        [&](int thread) {
+          for (int round = 0; round < num_rounds; ++round) {
+            const int value = run * num_rounds + round;
+            cells[static_cast<size_t>(thread)] = value;
+            pool.barrier();
+            for (int i = 0; i < num_threads; ++i) {
+              errors[static_cast<size_t>(thread)] += cells[static_cast<size_t>(i)] != (i < team ? value : -1);
+            }
+            pool.barrier();
+          }
+        },
+        team);
+    if (pool.lost_ns() < 0) ++errors[0];
   }
   int sum = 0;
   for (int count : errors) sum += count;

@@ -1,6 +1,7 @@
 #include "device/cpu/thread_pool.h"
 
 #include <sched.h>
+#include <time.h>
 
 #include <algorithm>
 #include <fstream>
@@ -16,11 +17,19 @@ namespace {
 constexpr int kBarrierSpins = 200;  // microseconds: longer than most imbalances; more starves who shares the core
 constexpr int kIdleSpins = 8000;    // about 0.2 ms: the gap between two steps of a busy engine
 constexpr int kIdleYields = 50;
+constexpr uint32_t kTeamBits = 11;
+constexpr uint32_t kTeamMask = (1u << kTeamBits) - 1;
 
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
 #endif
+}
+
+int64_t clock_ns(clockid_t clock) {
+  timespec now{};
+  clock_gettime(clock, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
 }
 
 // The quota of cgroup v2 in whole CPUs, or 0 where there is none.
@@ -48,31 +57,52 @@ int usable_threads() {
   return std::max(count, 1);
 }
 
-ThreadPool::ThreadPool(int num_threads) : num_threads_(std::max(num_threads, 1)) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(std::clamp(num_threads, 1, static_cast<int>(kTeamMask))),
+      team_(num_threads_),
+      lost_(static_cast<size_t>(num_threads_)) {
   workers_.reserve(static_cast<size_t>(num_threads_ - 1));
   for (int thread = 1; thread < num_threads_; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }
 
 ThreadPool::~ThreadPool() {
   stopping_.store(true, std::memory_order_relaxed);
-  run_count_.fetch_add(1, std::memory_order_release);
-  run_count_.notify_all();
+  run_.fetch_add(1u << kTeamBits, std::memory_order_release);
+  run_.notify_all();
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run_erased(Function function, void* context) {
+void ThreadPool::run_erased(Function function, void* context, int team) {
   if (num_threads_ == 1) return function(context, 0);
+  team_ = team;
   function_ = function;
   context_ = context;
-  run_count_.fetch_add(1, std::memory_order_release);
-  run_count_.notify_all();
-  function(context, 0);
-  wait_for_all();
+  if (team == 1) return run_timed(0);
+  const uint32_t number = (run_.load(std::memory_order_relaxed) >> kTeamBits) + 1;
+  run_.store(number << kTeamBits | static_cast<uint32_t>(team), std::memory_order_release);
+  run_.notify_all();
+  run_timed(0);
+  barrier();
+}
+
+// On a core of its own a thread uses as much of the core as time passes: it never sleeps in a run.
+void ThreadPool::run_timed(int thread) {
+  const int64_t start_ns = clock_ns(CLOCK_MONOTONIC), start_cpu_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+  function_(context_, thread);
+  const int64_t used_ns = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start_cpu_ns;
+  lost_[static_cast<size_t>(thread)].ns = clock_ns(CLOCK_MONOTONIC) - start_ns - used_ns;
+}
+
+int64_t ThreadPool::lost_ns() const {
+  int64_t most_ns = 0;
+  for (int thread = 0; thread < team_; ++thread) most_ns = std::max(most_ns, lost_[static_cast<size_t>(thread)].ns);
+  return most_ns;
 }
 
 void ThreadPool::wait_for_all() {
+  const int team = team_;  // before arriving: the next run may have another one
   const uint32_t before = barrier_count_.load(std::memory_order_acquire);
-  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+  if (num_arrived_.fetch_add(1, std::memory_order_acq_rel) == team - 1) {
     num_arrived_.store(0, std::memory_order_relaxed);
     barrier_count_.store(before + 1, std::memory_order_release);
     return;
@@ -88,21 +118,25 @@ void ThreadPool::wait_for_all() {
 
 void ThreadPool::work(int thread) {
   uint32_t seen = 0;
+  bool is_spare = false;  // not in the team of the last run: sleeps at once
   for (;;) {
-    int waits = 0;
-    while (run_count_.load(std::memory_order_acquire) == seen) {
+    int waits = is_spare ? kIdleSpins + kIdleYields : 0;
+    uint32_t run;
+    while ((run = run_.load(std::memory_order_acquire)) == seen) {
       if (waits < kIdleSpins) {
         pause();
       } else if (waits < kIdleSpins + kIdleYields) {
         sched_yield();
       } else {
-        run_count_.wait(seen, std::memory_order_acquire);
+        run_.wait(seen, std::memory_order_acquire);
       }
       ++waits;
     }
-    ++seen;
+    seen = run;
     if (stopping_.load(std::memory_order_relaxed)) return;
-    function_(context_, thread);
+    is_spare = thread >= static_cast<int>(run & kTeamMask);
+    if (is_spare) continue;
+    run_timed(thread);
     wait_for_all();
   }
 }
