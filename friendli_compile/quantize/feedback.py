@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from .codes import FLOATS, INTEGERS, nearest_float
-from .rounding import NUM_THREADS, Rounded, grouped_rounder, largest_value, round_matrix
+from .rounding import Rounded, grouped_rounder, largest_value, num_threads, round_matrix
 from .schemes import Format
 
 Array = np.ndarray
@@ -55,7 +55,7 @@ def round_with_feedback(matrix: Array, fmt: Format, inputs: Array) -> Rounded:
             zeros[...] = whole.zeros.T
     width = _span_len(fmt.group)
     spans = [slice(first, min(first + width, num_columns)) for first in range(0, num_columns, width)]
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         factors = pool.map(lambda columns: _factor(inputs[:, columns]), spans)
         for columns, factor in zip(spans, factors, strict=True):
             span = _Span(fmt, factor, importance[columns])

@@ -12,6 +12,7 @@ inside of a block elements of a group lie one behind the other in the first axis
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .schemes import Format
 
 Array = np.ndarray
 BLOCK_ELEMENTS = 1 << 15  # of one block: 128 KiB of f32, and a few arrays beside it
-NUM_THREADS = 2
+MAX_THREADS = 8  # between short numpy calls they wait for the interpreter: more gain nothing
 TINY = np.float32(2.0**-119)  # smaller maxima count as zero, as for activations
 
 # Multiples of max|w| / qmax (as reciprocals: codes that the largest value is mapped to, relative to the range).
@@ -64,10 +65,15 @@ def round_matrix(matrix: Array, fmt: Format, *, importance: Array | None = None,
         found = rounder(_grouped(block, fmt), importance, fmt, search)
         _place(found, codes[rows], scales[rows], None if zeros is None else zeros[rows], fmt)
 
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
+    with ThreadPoolExecutor(num_threads()) as pool:
         for _ in pool.map(round_rows, range(0, num_rows, step)):
             pass
     return Rounded(codes, scales, zeros)
+
+
+def num_threads() -> int:
+    """Threads that round rows: one per core that this process may use. Rows do not depend on how they are shared."""
+    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
 
 
 def dequantize(rounded: Rounded, fmt: Format) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -206,3 +207,16 @@ def test_w8a8_gives_the_eighth_bit_to_the_side_that_needs_it() -> None:
     fmt = choose_format(matrix(), scheme)
     assert (fmt.dtype, fmt.act_dtype) in (("i7", "i8"), ("i8", "i7"))
     assert replace(fmt, scale_dtype="f32") == fmt
+
+
+def test_the_number_of_threads_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    values, fmt = matrix(2100, 64), Format("i4", 32, "f16", "i8", 32)
+    inputs = matrix(50, 64, seed=1)
+    found = []
+    for num_cores in (1, 3):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=num_cores: set(range(n)))
+        rounding = Rounding(inputs=lambda _: inputs)
+        found.append((rounding.round("w", values, fmt), round_matrix(values, fmt)))
+    for one, three in zip(*found, strict=True):
+        np.testing.assert_array_equal(one.codes, three.codes)
+        np.testing.assert_array_equal(one.scales, three.scales)
