@@ -2,8 +2,9 @@
 
     bytes ─httptools─▶ head ─▶ Exchange ─▶ task: app(exchange)          a second request on a connection waits for the first one's answer
 
-A head (request line and headers) has a size, a number of fields and a time to arrive; a connection that sends nothing is closed. What
-exceeds a bound gets 431 or 408, what is not HTTP 400, one connection too many 503, and the connection is closed. Nothing is upgraded.
+A head (request line and headers) has a size, a number of fields and a time to arrive; a connection that sends nothing is closed, as is one
+that the client half-closes. What exceeds a bound gets 431 or 408, what is not HTTP 400, and the connection is closed. One connection too
+many closes the one that is idle longest, or gets 503 when a request runs on each. Nothing is upgraded.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class HttpServer:
     def __init__(self, app: App, limits: Limits, sock: socket.socket) -> None:
         self.app, self.limits = app, limits
         self.connections: set[HttpConnection] = set()
+        self.idle: dict[HttpConnection, None] = {}  # those without a request; the longest first
         self.tasks: set[asyncio.Task[None]] = set()
         self.is_stopping = False
         self._socket = sock
@@ -70,6 +72,15 @@ class HttpServer:
         self.is_stopping = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopped.set)
+
+    def add(self, connection: HttpConnection) -> None:
+        """A new one; when they are too many, in place of another."""
+        if len(self.connections) >= self.limits.max_connections and self.idle:
+            oldest = next(iter(self.idle))
+            del self.idle[oldest]
+            oldest.give_way()
+        self.connections.add(connection)
+        self.idle[connection] = None
 
     def date(self) -> bytes:
         """Now, as the header has it."""
@@ -110,11 +121,12 @@ class HttpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._server.connections.add(self)
+        self._server.add(self)
         self._set_deadline(self._limits.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.connections.discard(self)
+        self._server.idle.pop(self, None)
         self._transport = self._parser = None
         if self._timer is not None:
             self._timer.cancel()
@@ -189,6 +201,7 @@ class HttpConnection(asyncio.Protocol):
         if self._answering is None and not self._has_stalled:
             self._deadline = inf
             self._answering = self._reading
+            self._server.idle.pop(self, None)
             self._server.start(self._reading)
         else:
             self._waiting.append(self._reading)
@@ -248,6 +261,13 @@ class HttpConnection(asyncio.Protocol):
         if self._answering is None:
             self._close()
 
+    def give_way(self) -> None:
+        """To a new connection. No request is lost: who has begun to send one is told."""
+        if self._in_head:
+            self._refuse(503)
+        else:
+            self._close()
+
     # Bounds ------------------------------------------------------------------------------------------------------------------------------
 
     def _go_on(self) -> None:
@@ -264,6 +284,7 @@ class HttpConnection(asyncio.Protocol):
             self._server.start(self._answering)
         else:
             self._transport.resume_reading()
+            self._server.idle[self] = None
             self._set_deadline(self._limits.header_timeout_s if self._in_head else self._limits.keep_alive_s)
 
     def _read_no_more(self, status: int) -> None:

@@ -166,17 +166,6 @@ def test_what_breaks_off_behind_a_request_leaves_its_answer_whole(server: TestSe
     assert statuses(answer) == [200] and b'"hi"' in answer
 
 
-def test_one_connection_too_many_is_503(make_server: Callable[..., TestServer]) -> None:
-    server = make_server(limits=Limits(max_connections=2))
-    with connected(server) as first, connected(server) as second:
-        first.sendall(GET + b"\r\n")
-        assert first.recv(1000).startswith(b"HTTP/1.1 200")
-        second.sendall(GET + b"\r\n")
-        assert second.recv(1000).startswith(b"HTTP/1.1 200")
-        assert statuses(exchanged(server, GET + b"\r\n")) == [503]
-    eventually(lambda: statuses(exchanged(server, GET + b"connection: close\r\n\r\n")) == [200], "there is room again")
-
-
 def test_who_asks_and_does_not_read_fills_no_memory(server: TestServer) -> None:
     num_requests = 5000
     served = 0
