@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from friendli_runtime.server.fields import ChatRequest, CompletionRequest
+from friendli_runtime.server.fields import IGNORED, NOT_HONOURED, ChatRequest, CompletionRequest
+from friendli_runtime.server.messages import MessagesRequest
+from friendli_runtime.server.responses import ResponsesRequest
 
 from .conftest import TestServer, start
 from .test_completions import frames
@@ -136,6 +138,83 @@ def test_a_field_of_completions_is_not_ignored(babbling: TestServer, field: str)
 def test_no_field_is_missing_in_the_tables() -> None:
     assert set(CHAT) | OF_TOOLS_AND_REASONING == set(ChatRequest.__struct_fields__)
     assert set(COMPLETIONS) == set(CompletionRequest.__struct_fields__)
+    assert set(OF_MESSAGES) | {"tools", "tool_choice", "thinking", "output_config"} == set(MessagesRequest.__struct_fields__)
+    of_other_tests = {"tools", "tool_choice", "parallel_tool_calls", "text", "reasoning"}
+    assert set(OF_RESPONSES) | of_other_tests == set(ResponsesRequest.__struct_fields__)
+
+
+# The shapes of other APIs have no seed: without a temperature they are compared, with one they must differ. The fields that the tables lack
+# have their tests in test_other_apis.py.
+
+GREEDY = {"temperature": 0}
+HOT = {"temperature": 5.0}
+Row = tuple[dict[str, Any], Any, Check]
+SHARED: dict[str, Row] = {  # field → (other fields, its value, what it makes of the greedy answer)
+    "model": ({}, "other", is_404),
+    "temperature": ({}, HOT["temperature"], differs),
+    "top_p": (HOT, 1e-6, lambda greedy, changed: changed["text"] == greedy["text"]),
+    "stream": ({}, True, lambda greedy, changed: changed["is_stream"] and not greedy["is_stream"]),
+}
+OF_MESSAGES: dict[str, Row] = SHARED | {
+    "messages": ({}, [{"role": "user", "content": "another"}], differs),
+    "system": ({}, "be another", differs),
+    "max_tokens": ({}, 3, lambda greedy, changed: changed["body"]["usage"]["output_tokens"] == 3),
+    "stop_sequences": ({}, ..., lambda greedy, changed: changed["text"] == greedy["text"][:5]),
+    "top_k": (HOT, 1, lambda greedy, changed: changed["text"] == greedy["text"]),
+}
+OF_RESPONSES: dict[str, Row] = SHARED | {
+    "input": ({}, "another", differs),
+    "instructions": ({}, "be another", differs),
+    "max_output_tokens": ({}, 3, lambda greedy, changed: changed["body"]["usage"]["output_tokens"] == 3),
+    "truncation": ({}, "auto", lambda greedy, changed: changed["status"] == 422),
+    "background": ({}, True, lambda greedy, changed: changed["status"] == 422),
+}
+OF_EVERY_REQUEST: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 24},
+    "/v1/responses": {"input": PROMPT, "max_output_tokens": 24},
+}
+
+
+def ask_other(server: TestServer, route: str, fields: dict[str, Any]) -> Outcome:
+    response = server.post(route, **{**OF_EVERY_REQUEST[route], **GREEDY, **fields})
+    if response.headers["content-type"].startswith("text/event-stream") or response.status_code != 200:
+        return {"status": response.status_code, "is_stream": response.status_code == 200, "text": response.text}
+    body = response.json()
+    blocks = body["content"] if route == "/v1/messages" else [part for item in body["output"] for part in item["content"]]
+    return {"status": 200, "body": body, "is_stream": False, "text": "".join(block["text"] for block in blocks)}
+
+
+@pytest.mark.parametrize(
+    ("route", "field"), [("/v1/messages", name) for name in OF_MESSAGES] + [("/v1/responses", name) for name in OF_RESPONSES]
+)
+def test_a_field_of_another_api_is_not_ignored(babbling: TestServer, route: str, field: str) -> None:
+    others, value, check = (OF_MESSAGES if route == "/v1/messages" else OF_RESPONSES)[field]
+    greedy = ask_other(babbling, route, {})
+    assert greedy["status"] == 200 and len(greedy["text"]) > 8, greedy
+    if field not in {*OF_EVERY_REQUEST[route], *GREEDY}:
+        assert ask_other(babbling, route, {field: None})["text"] == greedy["text"], "null is the same as absent"
+    given = [greedy["text"][5:8]] if field == "stop_sequences" else value
+    changed = ask_other(babbling, route, {**others, field: given})
+    assert check(greedy, changed), (greedy, changed)
+
+
+@pytest.mark.parametrize(("route", "body"), [("/v1/tokenize", {"prompt": "a"}), ("/v1/detokenize", {"tokens": [40]})])
+def test_the_model_of_the_other_routes_is_not_ignored(babbling: TestServer, route: str, body: dict[str, Any]) -> None:
+    assert [babbling.post(route, **body, model=name).status_code for name in ("scripted", "", None, "other")] == [200, 200, 200, 404]
+
+
+@pytest.mark.parametrize("field", NOT_HONOURED)
+def test_a_field_that_is_not_honoured_is_refused_unless_it_asks_for_nothing(babbling: TestServer, field: str) -> None:
+    refused = babbling.post("/v1/completions", prompt="a", max_tokens=1, **{field: {"asks": "for something"}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, field)
+    for value in (*NOT_HONOURED[field], None):
+        assert babbling.post("/v1/completions", prompt="a", max_tokens=1, **{field: value}).status_code == 200, value
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_fields_that_say_nothing_about_the_answer_change_nothing(babbling: TestServer, route: str) -> None:
+    everything = {name: {"any": ["value", 1]} for name in IGNORED}
+    assert ask(babbling, route, everything)["text"] == ask(babbling, route, {})["text"]
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,26 @@ def test_function_calls_of_a_response(client: openai.OpenAI, stream: bool) -> No
     assert final(client, stream=stream, input=more, tools=RESPONSE_TOOLS).output_text == "sunny"
 
 
+def test_the_choice_of_tools_of_a_response(client: openai.OpenAI) -> None:
+    def names(script: str, **fields: Any) -> list[str]:
+        response = client.responses.create(model="scripted", input=f"[[{script}]]", tools=RESPONSE_TOOLS, max_output_tokens=500, **fields)
+        return [item.name for item in response.output if item.type == "function_call"]
+
+    assert names(REASONED_CALLS) == names(REASONED_CALLS, parallel_tool_calls=True) == ["get_weather", "now"]
+    assert names(REASONED_CALLS, parallel_tool_calls=False) == ["get_weather"]
+    assert names(REASONED_CALLS, tool_choice="none") == names("hm</think>no") == []
+    assert set(names("hm</think>no", tool_choice={"type": "function", "name": "now"})) == {"now"}
+    assert names("hm</think>no", tool_choice="required")
+
+
+def test_the_effort_of_a_response_reaches_the_template(thinking: TestServer) -> None:
+    usual, little = (
+        thinking.post("/v1/responses", input="[[a</think>b]]", reasoning={"effort": effort}).json()["usage"]["input_tokens"]
+        for effort in ("high", "minimal")
+    )
+    assert usual != little
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_response_has_its_format_and_can_be_cut(client: openai.OpenAI, stream: bool) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
