@@ -87,6 +87,31 @@ def test_a_conversation_with_tool_results_is_rendered(server: TestServer) -> Non
     assert server.post("/v1/chat/completions", messages=messages).json()["choices"][0]["message"]["content"] == "done"
 
 
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"role": "user", "content": "c", "name": "ann"}, "user c ann"),
+        ({"role": "system", "content": "c", "name": "s"}, "system c s"),
+        ({"role": "tool", "content": "c", "tool_call_id": "7"}, "tool c id7"),
+        ({"role": "assistant", "content": "c", "reasoning_content": "why"}, "assistant c why"),
+        ({"role": "assistant", "content": "c", "reasoning": "why"}, "assistant c why"),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "8", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+            "assistant  f8",
+        ),
+    ],
+)
+def test_every_field_of_a_message_reaches_the_template(
+    make_server: Callable[..., TestServer], message: dict[str, Any], expected: str
+) -> None:
+    shown = (
+        "{{ m.role }} {{ m.content or '' }} {{ m.name or '' }}{{ m.reasoning_content or '' }}{% if m.tool_call_id %}id{{ m.tool_call_id }}"
+    )
+    calls = "{% endif %}{% for call in m.tool_calls or [] %}{{ call.function.name }}{{ call.id }}{% endfor %}"
+    server = make_server(template="{% for m in messages %}[[" + shown + calls + "]]{% endfor %}")
+    assert server.post("/v1/chat/completions", messages=[message]).json()["choices"][0]["message"]["content"] == expected
+
+
 def test_max_completion_tokens_is_max_tokens(server: TestServer) -> None:
     assert ask(server, "[[hello world]]", max_completion_tokens=1).json()["choices"][0]["finish_reason"] == "length"
 

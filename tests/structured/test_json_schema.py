@@ -2,11 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from friendli_runtime.sampling import SamplingParams
+from friendli_runtime.structured import json_schema
 from friendli_runtime.structured.errors import InvalidConstraint
 from friendli_runtime.structured.response_format import ConstraintLimits, grammar_of
 
@@ -56,6 +58,12 @@ FOLLOWED: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "string", "format": "date-time"}, ['"2024-02-29T23:59:59Z"', '"2024-01-01T00:00:00.5+02:00"'], ['"2024-02-30T00:00:00Z"']),
     ({"type": "string", "format": "date"}, ['"2024-12-31"'], ['"2024-13-01"', '"2024-04-31"']),
     ({"type": "string", "format": "time"}, ['"23:59:59Z"'], ['"24:00:00Z"']),
+    ({"type": "string", "format": "duration"}, ['"P1DT2H"', '"PT5S"'], ['"1 day"', '"P"']),
+    ({"type": "string", "format": "email"}, ['"a.b@example.com"'], ['"a.b"', '"@example.com"']),
+    ({"type": "string", "format": "hostname"}, ['"a-1.example.com"'], ['"-a.com"', '"a b"']),
+    ({"type": "string", "format": "ipv4"}, ['"127.0.0.1"'], ['"256.0.0.1"', '"1.2.3"']),
+    ({"type": "string", "format": "ipv6"}, ['"::1"', '"2001:db8::8a2e:370:7334"'], ['"1::2::3"', '"12345::"']),
+    ({"type": "string", "format": "uri"}, ['"https://example.com/a?b=c#d"'], ['"no scheme"', '"//a"']),
     ({"const": "a"}, ['"a"'], ['"b"']),
     ({"const": None}, ["null"], ["0"]),
     ({"enum": ["a", 1, True, None, 2.5]}, ['"a"', "1", "true", "null", "2.5"], ['"b"', "false"]),
@@ -67,7 +75,12 @@ FOLLOWED: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "object", "properties": {"a": S, "b": S}, "required": ["b"]}, ['{"b": "x"}', '{"a": "y", "b": "x"}'], ['{"a": "x"}']),
     ({"type": "object", "properties": {"a": S}}, ["{}", '{"a": "x"}'], ['{"b": 1}']),
     ({"type": "object", "minProperties": 1, "additionalProperties": S}, ['{"a": "x"}'], ["{}"]),
-    ({"type": "object", "patternProperties": {"^x_": S}, "additionalProperties": False}, ["{}"], ['{"x_a": 1}', '{"y": "a"}']),
+    ({"type": "object", "maxProperties": 1, "additionalProperties": S}, ["{}", '{"a": "x"}'], ['{"a": "x", "b": "y"}']),
+    (
+        {"type": "object", "patternProperties": {"^x_": S}, "additionalProperties": False},
+        ["{}", '{"x_a": "b"}'],
+        ['{"x_a": 1}', '{"y": "a"}'],
+    ),
     ({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2}, ["[1]", "[1, 2]"], ["[]", "[1, 2, 3]", '["a"]']),
     ({"type": "array", "prefixItems": [S, {"type": "null"}], "items": False, "minItems": 2}, ['["a", null]'], ["[null]", '["a"]']),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, ["1", "null"], ['"a"']),
@@ -87,6 +100,65 @@ FOLLOWED: list[tuple[Any, list[str], list[str]]] = [
 def test_a_keyword_is_followed(babbler, schema, valid, invalid):
     assert accepted(babbler, schema, valid) == valid
     assert accepted(babbler, schema, invalid) == []
+
+
+def without(keyword: str, schema: Any, value: Any = ...) -> Any:
+    """The schema as it were if `keyword` (with `value`) were ignored. Names of properties and of definitions are no keywords."""
+    if not isinstance(schema, dict):
+        return schema
+    kept = {}
+    for name, of_name in schema.items():
+        if name == keyword and value in (..., of_name):
+            continue
+        if name in ("properties", "patternProperties", "$defs", "definitions"):
+            of_name = {key: without(keyword, child, value) for key, child in of_name.items()}
+        elif name in ("anyOf", "oneOf", "allOf", "prefixItems"):
+            of_name = [without(keyword, child, value) for child in of_name]
+        elif name in ("items", "additionalProperties"):
+            of_name = without(keyword, of_name, value)
+        kept[name] = of_name
+    return kept
+
+
+def has_case(babbler: Babbler, keyword: str, value: Any = ...) -> bool:
+    """Whether some case accepts other texts, or none, when the keyword is ignored."""
+    for schema, valid, invalid in FOLLOWED:
+        ignored = without(keyword, schema, value)
+        if ignored == schema:
+            continue
+        try:
+            if accepted(babbler, ignored, valid) != valid or accepted(babbler, ignored, invalid):
+                return True
+        except InvalidConstraint:  # a reference to what is gone
+            return True
+    return False
+
+
+FOLLOWED_KEYWORDS = sorted(json_schema._SCHEMA_MAPS | json_schema._SCHEMA_LISTS | json_schema._SCHEMAS | json_schema._VALUES)
+
+
+@pytest.mark.parametrize("keyword", FOLLOWED_KEYWORDS)
+def test_each_followed_keyword_has_a_case_that_fails_if_it_is_ignored(babbler, keyword):
+    assert has_case(babbler, keyword)
+
+
+@pytest.mark.parametrize("name", sorted(json_schema.FORMATS))
+def test_each_format_has_a_case_that_fails_if_it_is_ignored(babbler, name):
+    assert has_case(babbler, "format", name)
+
+
+@pytest.mark.parametrize("keyword", sorted(json_schema._REFUSED))
+def test_each_refused_keyword_is_named(babbler, keyword):
+    for value in ({"type": "string"}, True, 1, ["a"]):
+        if value not in json_schema._REFUSED[keyword]:
+            with pytest.raises(InvalidConstraint, match=f"{re.escape(keyword)}' is not supported"):
+                babbler.constraint(format_of({"type": "object", keyword: value}))
+
+
+def test_the_documentation_names_every_keyword_and_format():
+    text = (Path(__file__).parents[2] / "docs" / "http-api.md").read_text()
+    words = set(re.findall(r"[$\w-]+", text.partition("## Structured outputs")[2].partition("## Tools")[0]))
+    assert {*FOLLOWED_KEYWORDS, *json_schema._REFUSED, *json_schema.FORMATS} <= words
 
 
 REFUSED = [
