@@ -4,7 +4,7 @@ Every keyword of JSON Schema is in one of three tables: followed, ignored (it sa
 Schema does not define are ignored. Three rules of the API differ from the standard, always towards fewer texts:
 
     object with `properties`   holds no others, unless `additionalProperties` is a schema or the document composes objects (allOf …)
-    `pattern`                  describes the whole string, not a part of it; ASCII classes (regex_rules)
+    `pattern`                  describes the whole string (those of patternProperties are searched in names); ASCII classes (regex_rules)
     `format`                   an unknown one is refused
 """
 
@@ -143,7 +143,7 @@ class _Reducer:
         if len(value) > MAX_PATTERN_PROPERTIES:
             raise self._error(f"has {len(value)} patterns, at most {MAX_PATTERN_PROPERTIES} are allowed", where)
         self._patterns.spend(len(value), self._param)
-        return {self._pattern(pattern, where): child for pattern, child in reduced.items()}
+        return {self._pattern(pattern, where, is_searched=True): child for pattern, child in reduced.items()}
 
     def _reduced_list(self, value: Any, where: str, depth: int) -> list[Any]:
         if not isinstance(value, list) or not value:
@@ -169,9 +169,9 @@ class _Reducer:
             raise self._error("is not a list of names", where)
         return value
 
-    def _pattern(self, pattern: str, where: str) -> str:
+    def _pattern(self, pattern: str, where: str, *, is_searched: bool = False) -> str:
         try:
-            return f"^(?:{translated_regex(pattern, strip_anchors=True, param=self._param)})$"
+            return f"^(?:{translated_regex(pattern, strip_anchors=True, is_searched=is_searched, param=self._param)})$"
         except InvalidConstraint as error:
             raise self._error(f": {error}", where) from None
 

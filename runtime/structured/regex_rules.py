@@ -5,6 +5,7 @@ boundaries, back-references, conditionals, Unicode classes (\p \P \N), inline fl
 class or a set operation is meant literally.
 
     [\w.]+@\d{2}    ─▶    [0-9A-Za-z_.]+@[0-9]{2}            ^(a|b)$ (only in JSON schemas)    ─▶    (a|b)
+    ^a|b (in names of properties, where a pattern is searched)    ─▶    a(?s:.*)|(?s:.*)b(?s:.*)
 """
 
 from __future__ import annotations
@@ -20,21 +21,25 @@ _CONTROLS = {"n": r"\n", "t": r"\t", "r": r"\r", "f": r"\x0c", "v": r"\x0b", "0"
 _HEX_LENGTHS = {"x": 2, "u": 4}
 _ANCHOR_ESCAPES = "AabBGzZ<>"
 _TOKEN = re.compile(r"\\(?P<escape>[\s\S])|(?P<class>\[)|(?P<group>\(\?[^)]?[=!]?)|(?P<char>[\s\S])")
+_ANYTHING = "(?s:.*)"
 _MAX_REPEATS = 100_000
 _REPEAT = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
-def translated_regex(pattern: str, *, strip_anchors: bool = False, param: str = "response_format") -> str:
+def translated_regex(pattern: str, *, strip_anchors: bool = False, is_searched: bool = False, param: str = "response_format") -> str:
     """`pattern` for the grammar library. `strip_anchors`: ^ and $ at the ends of the outermost alternatives are allowed and dropped.
 
+    `is_searched`: where such an anchor is missing, anything may stand there.
     Raises InvalidConstraint for what is not supported, with the place in the pattern.
     """
-    return "".join(_Translator(pattern, strip_anchors=strip_anchors, param=param).parts())
+    return "".join(_Translator(pattern, strip_anchors=strip_anchors, padding=_ANYTHING if is_searched else "", param=param).parts())
 
 
 class _Translator:
-    def __init__(self, pattern: str, *, strip_anchors: bool, param: str) -> None:
+    def __init__(self, pattern: str, *, strip_anchors: bool, padding: str, param: str) -> None:
         self._pattern = pattern
+        self._padding = padding
+        self._has_end = False  # an anchor, at the end of the outermost alternative so far
         self._strip_anchors = strip_anchors
         self._param = param
         self._pos = 0
@@ -43,11 +48,16 @@ class _Translator:
         self._last_repeats = 1  # the same of the last character, class or group
 
     def parts(self) -> Iterator[str]:
+        yield self._start_of_alternative()
         while self._pos < len(self._pattern):
             start = self._pos
             match = _TOKEN.match(self._pattern, start)
             assert match is not None
             self._pos = match.end()
+            if match["char"] == "|" and self._depth == 0:
+                yield self._end_of_alternative() + "|" + self._start_of_alternative()
+                continue
+            self._has_end = match["char"] == "$"
             if match["char"] not in ("{", ")"):
                 self._last_repeats = 1
             if match["escape"] is not None:
@@ -58,6 +68,14 @@ class _Translator:
                 yield self._group(match["group"], start)
             else:
                 yield self._char(match["char"], start)
+        yield self._end_of_alternative()
+
+    def _start_of_alternative(self) -> str:
+        self._has_end, self._last_repeats = False, 1
+        return "" if self._pattern.startswith("^", self._pos) else self._padding
+
+    def _end_of_alternative(self) -> str:
+        return "" if self._has_end else self._padding
 
     def _char(self, char: str, start: int) -> str:
         if char in "^$":

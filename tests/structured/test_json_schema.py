@@ -78,9 +78,10 @@ FOLLOWED: list[tuple[Any, list[str], list[str]]] = [
     ({"type": "object", "maxProperties": 1, "additionalProperties": S}, ["{}", '{"a": "x"}'], ['{"a": "x", "b": "y"}']),
     (
         {"type": "object", "patternProperties": {"^x_": S}, "additionalProperties": False},
-        ["{}", '{"x_": "b"}'],
+        ["{}", '{"x_": "b"}', '{"x_a": "b"}'],
         ['{"x_a": 1}', '{"y": "a"}'],
     ),
+    ({"type": "object", "patternProperties": {"^x_|z": S}}, ['{"x_a": "b", "y": 1, "az": "b"}'], ['{"x_a": 1}', '{"aza": 1}']),
     ({"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2}, ["[1]", "[1, 2]"], ["[]", "[1, 2, 3]", '["a"]']),
     ({"type": "array", "prefixItems": [S, {"type": "null"}], "items": False, "minItems": 2}, ['["a", null]'], ["[null]", '["a"]']),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, ["1", "null"], ['"a"']),

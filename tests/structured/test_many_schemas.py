@@ -14,7 +14,7 @@ from .random_model import Babbler
 
 def random_schema(rng: random.Random, depth: int = 0) -> Any:
     kinds = ["string", "integer", "number", "boolean", "null", "enum", "const", "format", "pattern"]
-    kind = rng.choice(kinds + ["object", "array", "anyOf", "tuple", "types", "map"] * (depth < 3))
+    kind = rng.choice(kinds + ["object", "array", "anyOf", "tuple", "types", "map", "patterns"] * (depth < 3))
     low = rng.randint(-50, 50)
     if kind == "string":
         length = rng.randint(0, 3)
@@ -38,6 +38,17 @@ def random_schema(rng: random.Random, depth: int = 0) -> Any:
         return {"type": "object", "properties": properties, "required": [name for name in names if rng.random() < 0.6]}
     if kind == "map":
         return {"type": "object", "additionalProperties": random_schema(rng, depth + 1), "maxProperties": 2}
+    if kind == "patterns":
+        names = rng.sample(["^a", "b$", "[0-9]", "^(?:é|x)y?$"], rng.randint(1, 2))
+        others = rng.choice(
+            [{}, {"additionalProperties": random_schema(rng, depth + 1)}, {"properties": {"ab": random_schema(rng, depth + 1)}}]
+        )
+        return {
+            "type": "object",
+            "patternProperties": {name: random_schema(rng, depth + 1) for name in names},
+            "maxProperties": 3,
+            **others,
+        }
     if kind == "array":
         return {"type": "array", "items": random_schema(rng, depth + 1), "minItems": rng.randint(0, 1), "maxItems": rng.randint(1, 3)}
     if kind == "tuple":

@@ -80,6 +80,18 @@ def test_anchors_at_the_ends_are_dropped_where_patterns_are_searched():
             translated_regex(pattern, strip_anchors=True)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a", "<a>"), ("^a", "a>"), ("a$", "<a"), ("^a$", "a"), ("^a|b$", "a>|<b"), ("", "<>"), ("^", ">"), ("$", "<"), ("a|", "<a>|<>"),
+        (r"a\$", r"<a\$>"), ("[$]", "<[$]>"), ("(a|b)$", "<(a|b)"), ("^(?:a|b)|c", "(?:a|b)>|<c>"), (r"\||a", r"<\|>|<a>"),
+    ],
+)  # fmt: skip
+def test_a_searched_pattern_has_anything_where_it_has_no_anchor(pattern, expected):
+    expected = expected.replace("<", "(?s:.*)").replace(">", "(?s:.*)")
+    assert translated_regex(pattern, strip_anchors=True, is_searched=True) == expected
+
+
 _PARTS = st.sampled_from(
     ["a", "b", ".", r"\d", r"\w", r"\s", "[ab]", "[^a]", r"[\d_]", "(?:a|b)", "(a)", "x{1,2}", "é", r"\.", "-", "]", "}"]
 )
