@@ -78,5 +78,8 @@ def test_bodies_made_from_the_document_never_fail(server: TestServer, document: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", POSTS)
-def test_many_bodies_made_from_the_document_never_fail(server: TestServer, document: dict[str, Any], path: str) -> None:
-    check_random_bodies(server, document, path, 2000, seed=2)
+@pytest.mark.parametrize("seed", range(2, 12))
+def test_a_hundred_thousand_bodies_made_from_the_document_never_fail(
+    server: TestServer, document: dict[str, Any], path: str, seed: int
+) -> None:
+    check_random_bodies(server, document, path, 10_000 // len(POSTS) + 1, seed)
