@@ -9,7 +9,6 @@ failure of the client with a message that names the field. No request outlives i
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import secrets
 import time
@@ -138,8 +137,6 @@ class App:
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
         self._grammars.warm_up(self._targets.base.planner.warm_up)
-        gc.collect()
-        gc.freeze()  # what is there now stays: the collector need not look at it again and again
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""

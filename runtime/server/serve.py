@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import resource
 import signal
@@ -77,6 +78,7 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
                 announce(line)
             return asyncio.run(_run(app, loaded, web_socket, metrics_socket, options, announce))
         finally:
+            gc.unfreeze()
             loaded.close()
 
 
@@ -138,6 +140,8 @@ async def _run(
     app.bridge.attach(cast(TokenEngine, loaded.engine), asyncio.get_running_loop())
     if isinstance(loaded, LoadedModel):
         app.warm_up()
+    gc.collect()
+    gc.freeze()  # what is there now stays: the collector need not look at it again and again
     servers = [
         HttpServer(app, options.app.limits, web_socket),
         HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),
