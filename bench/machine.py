@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +29,20 @@ def results_dir() -> Path:
     folder = ROOT / "bench" / "results" / device
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What a line says first: which artifact, from its manifest, at which commit, on which CPU."""
+    model = manifest["model"]
+    quantization = model.get("quantization", {}).get("asked")
+    return {"model": model["name"], "dtype": model["dtype"], "quantization": quantization, "commit": commit(), "cpu": cpu_name()}
+
+
+def record(file_name: str, line: dict[str, Any]) -> None:
+    """Appends a line to a file of this machine's results and prints it."""
+    with (results_dir() / file_name).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line, indent=2))
 
 
 class Busy:

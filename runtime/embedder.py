@@ -94,7 +94,7 @@ class Embedder:
         age_s = 0.0 if is_idle else time.monotonic() - self._last_step_time
         return {"num_queued_requests": len(self._waiting), "num_running": len(self._running), "heartbeat_age_s": age_s}
 
-    def shutdown(self, drain_s: float = 0.0) -> None:
+    def shutdown(self) -> None:
         """Ends the thread after its step; what was not finished gets EngineStopped."""
         with self._changed:
             self._is_closed = True
@@ -177,8 +177,8 @@ class Embedder:
 
     def _pool(self, job: _Job, hidden: np.ndarray) -> None:
         if len(hidden):
-            added = hidden.astype(np.float64).sum(axis=0)
-            job.pooled = added if job.pooled is None else job.pooled + added
+            rows = hidden.astype(np.float64)  # added one by one, so that the pieces of a prompt do not show in the sum
+            job.pooled = (rows if job.pooled is None else np.vstack([job.pooled, rows])).sum(axis=0)
 
     def _end(self, jobs: list[_Job], failure: Exception | None) -> None:
         for job in jobs:

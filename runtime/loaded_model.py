@@ -100,8 +100,8 @@ class LoadedEmbedder:
     chat_template = None
     eos_token_ids: tuple[int, ...] = ()
 
-    def close(self, drain_s: float = 0.0) -> None:
-        self.engine.shutdown(drain_s)
+    def close(self) -> None:
+        self.engine.shutdown()
 
 
 def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None] | None = None) -> LoadedModel:

@@ -10,7 +10,6 @@ thread.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from friendli_runtime.artifact import Artifact
-from machine import Busy, commit, cpu_name, results_dir
+from machine import Busy, facts_of, record
 from tokens import answer, open_engine
 
 PROMPT_TOKENS = 16
@@ -61,11 +60,7 @@ def main() -> None:
                 beside.append(1 / answer(engine, prompt, args.tokens).token_s)
     ratios = [with_neighbour / without for with_neighbour, without in zip(beside, alone, strict=True)]
     line = {
-        "model": artifact.name,
-        "dtype": artifact.manifest["model"]["dtype"],
-        "quantization": artifact.manifest["model"].get("quantization", {}).get("asked"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **facts_of(artifact.manifest),
         "threads": args.threads,
         "num_tokens": args.tokens,
         "rounds": args.rounds,
@@ -76,9 +71,7 @@ def main() -> None:
         "worst_ratio": round(min(ratios), 3),
         "fair_ratio": round(1 - 0.5 / min(args.threads, len(os.sched_getaffinity(0))), 3),
     }
-    with (results_dir() / "neighbour.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    record("neighbour.jsonl", line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ engine with the cache and one without; and the share of a step that is not the m
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -21,7 +20,7 @@ from friendli_runtime.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.tokens import answer, open_engine
-from machine import Busy, commit, cpu_name, results_dir
+from machine import Busy, facts_of, record
 
 HIT_LENS = range(240, 272, 5)
 """Prompt tokens: different remainders of a block."""
@@ -81,18 +80,12 @@ def main() -> None:
         busy = Busy()
         figures = {**hits(cached, rng, args.rounds), **misses(cached, plain, rng, args.rounds)}
     line = {
-        "model": artifact.name,
-        "dtype": artifact.manifest["model"]["dtype"],
-        "quantization": artifact.manifest["model"].get("quantization", {}).get("asked"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **facts_of(artifact.manifest),
         "threads": args.threads,
         **busy.of_others(),
         **figures,
     }
-    with (results_dir() / "prefix_cache.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    record("prefix_cache.jsonl", line)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import ROOT, Busy, commit, cpu_name, results_dir
+from machine import ROOT, Busy, commit, cpu_name, record
 from make_model import SHAPES
 
 FMO = [sys.executable, "-c", "from friendli_compile.cli import main; main()"]
@@ -50,10 +50,7 @@ def main() -> None:
         **busy.of_others(),
         **figures,
     }
-    results = results_dir() / "engine.jsonl"
-    with results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    record("engine.jsonl", line)
 
 
 if __name__ == "__main__":

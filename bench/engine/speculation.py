@@ -11,7 +11,6 @@ come again and hardly ever go on in the same way.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -22,7 +21,7 @@ from friendli_runtime.engine import Engine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from engine.tokens import answer, open_engine
-from machine import Busy, commit, cpu_name, results_dir
+from machine import Busy, facts_of, record
 
 TOKENS_PER_EDIT = 40
 SMALL_ALPHABET = 32
@@ -81,11 +80,7 @@ def main() -> None:
         for kind in ("copy", "random", "misleading"):
             figures |= speedup(kind, args.tokens, guessing, plain, args.rounds)
     line = {
-        "model": artifact.name,
-        "dtype": artifact.manifest["model"]["dtype"],
-        "quantization": artifact.manifest["model"].get("quantization", {}).get("asked"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **facts_of(artifact.manifest),
         "threads": args.threads,
         "num_tokens": args.tokens,
         "rounds": args.rounds,
@@ -93,9 +88,7 @@ def main() -> None:
         **busy.of_others(),
         **figures,
     }
-    with (results_dir() / "speculation.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    record("speculation.jsonl", line)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ adapter changes all linear layers but the output projection. The figures are med
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ from friendli_runtime.artifact import Artifact
 from friendli_runtime.executor import load_executor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from machine import Busy, commit, cpu_name, results_dir
+from machine import Busy, facts_of, record
 
 NUM_SEQS = 32
 CONTEXT_LEN = 64
@@ -78,11 +77,7 @@ def main() -> None:
             times[kind].append(step_s(executor, wanted))
     ratio = {kind: [mine / base for mine, base in zip(times[kind], times["base"], strict=True)] for kind in ("idle", "adapters")}
     line = {
-        "model": artifact.name,
-        "dtype": artifact.manifest["model"]["dtype"],
-        "quantization": artifact.manifest["model"].get("quantization", {}).get("asked"),
-        "commit": commit(),
-        "cpu": cpu_name(),
+        **facts_of(artifact.manifest),
         "threads": args.threads,
         **busy.of_others(),
         "num_seqs": NUM_SEQS,
@@ -96,9 +91,7 @@ def main() -> None:
         "idle_over_base_of_best": round(min(times["idle"]) / min(times["base"]), 3),
         "adapters_over_base_of_best": round(min(times["adapters"]) / min(times["base"]), 3),
     }
-    with (results_dir() / "lora.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    record("lora.jsonl", line)
 
 
 if __name__ == "__main__":

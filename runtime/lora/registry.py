@@ -103,9 +103,8 @@ class AdapterRegistry:
     def unload(self, name: str) -> LoadedAdapter:
         """Takes the name away; frees the memory now, or when the last request that uses it ends. Raises UnknownAdapter."""
         with self._lock:
-            adapter = self._by_name.pop(name, None)
-            if adapter is None:
-                raise self._unknown(name)
+            adapter = self._find(name)
+            del self._by_name[name]
             adapter.is_leaving = True
             is_unused = adapter.num_users == 0
         if is_unused:
@@ -115,9 +114,7 @@ class AdapterRegistry:
     def acquire(self, name: str) -> LoadedAdapter:
         """For one request; `release` it once. Raises UnknownAdapter."""
         with self._lock:
-            adapter = self._by_name.get(name)
-            if adapter is None:
-                raise self._unknown(name)
+            adapter = self._find(name)
             adapter.num_users += 1
         return adapter
 
@@ -131,10 +128,7 @@ class AdapterRegistry:
     def get(self, name: str) -> LoadedAdapter:
         """Raises UnknownAdapter."""
         with self._lock:
-            adapter = self._by_name.get(name)
-            if adapter is None:
-                raise self._unknown(name)
-            return adapter
+            return self._find(name)
 
     def is_taken(self, name: str) -> bool:
         with self._lock:
@@ -166,6 +160,9 @@ class AdapterRegistry:
             if name in self._by_name:
                 raise AdapterError(f"an adapter '{name}' is loaded already", where="adapter name", hint="unload it first")
 
-    def _unknown(self, name: str) -> UnknownAdapter:
-        names = ", ".join(sorted(self._by_name)) or "none"
-        return UnknownAdapter(f"there is no adapter '{name}'", where="model", hint=f"loaded adapters: {names}")
+    def _find(self, name: str) -> LoadedAdapter:
+        """Called with the lock. Raises UnknownAdapter."""
+        if name not in self._by_name:
+            names = ", ".join(sorted(self._by_name)) or "none"
+            raise UnknownAdapter(f"there is no adapter '{name}'", where="model", hint=f"loaded adapters: {names}")
+        return self._by_name[name]

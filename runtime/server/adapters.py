@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FmoError
-from ..lora.config import AdapterError
 from ..lora.registry import AdapterRegistry, LoadedAdapter, UnknownAdapter
 from ..lora.source import ADAPTER_NAME
 from ..tokenizer.chat_template import ChatTemplate
@@ -98,7 +97,7 @@ def load_from(root: Path, registry: AdapterRegistry, name: str, folder: str) -> 
         raise _not_usable(folder)
     try:
         return registry.load(name, str(path))
-    except (AdapterError, FmoError, OSError) as error:
+    except (FmoError, OSError) as error:
         _log.warning("adapter '%s' cannot be loaded from '%s': %s", name, path, error)
         raise _not_usable(folder) from None
 

@@ -97,7 +97,7 @@ class HttpServer:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection. The parser calls the `on_` methods; The public rest is for the Exchange and the server."""
+    """One connection. The parser calls the `on_` methods; the public rest is for the Exchange and the server."""
 
     def __init__(self, server: HttpServer) -> None:
         self._server, self._limits = server, server.limits
