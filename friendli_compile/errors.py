@@ -1,7 +1,6 @@
 """The exception tree of the compiler: every mistake of a user ends as one of these.
 
-An error has three parts: what happened (with the values), where (file, tensor, op, layer) and what to do.
-`str(error)` is those parts on lines of their own; the command line prints it without a traceback and leaves with `exit_code`.
+Their three parts, what happened, where and what to do, are those of the runtime's FmoError, the root of both trees.
 
     FmoError                 1
     ├── SourceError          the model folder or hub id: missing, not JSON, unknown model_type, unreadable
@@ -13,25 +12,7 @@ An error has three parts: what happened (with the values), where (file, tensor, 
     └── InternalError        3: a bug of ours
 """
 
-
-class FmoError(Exception):
-    """A failure whose reader is the user. `what` is required; `where` and `hint` are left out of the text when empty."""
-
-    exit_code = 1
-
-    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
-
-    def __str__(self) -> str:
-        parts = [self.what]
-        if self.where:
-            parts.append(f"  where: {self.where}")
-        if self.hint:
-            parts.append(f"  try: {self.hint}")
-        return "\n".join(parts)
+from friendli_runtime.errors import FmoError as FmoError
 
 
 class SourceError(FmoError):

@@ -1,4 +1,4 @@
-"""The exception tree of the runtime: every failure that a user or an operator can cause.
+"""The root of all our exceptions, and the tree of the runtime: every failure that a user or an operator can cause.
 
 An error has three parts: what happened (with the values), where (file, tensor, option) and what to do.
 `str(error)` is those parts on lines of their own; the command line prints it without a traceback and leaves with `exit_code`.

@@ -16,6 +16,7 @@ import traceback
 from dataclasses import dataclass
 
 import click
+from friendli_runtime.errors import FmoError
 
 EXIT_USER, EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 1, 2, 3, 130
 
@@ -126,11 +127,11 @@ def _extra_with(package: str) -> str:
 
 def report(error: Exception) -> int:
     """Prints what the user has to know of an exception; returns the exit code."""
-    if hasattr(error, "hint") and hasattr(error, "exit_code"):  # an FmoError of either half
+    if isinstance(error, FmoError):
         click.echo(f"error: {error}", err=True)
         if os.environ.get("FMO_DEBUG"):
             traceback.print_exception(error)
-        return int(error.exit_code)
+        return error.exit_code
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("friendli"):
         extra = _extra_with(error.name.split(".")[0])
         click.echo(f"error: this verb needs the package '{error.name}'\n  try: pip install 'fmo[{extra}]'", err=True)
