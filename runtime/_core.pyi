@@ -1,5 +1,6 @@
 """Types of the C++ core: the executor and the machine. The engine is behind engine.py, which knows its types."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,24 @@ class Executor:
     def num_threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+
+class BytePairEncoder:
+    """Byte-level BPE; csrc/tokenizer/byte_pair_encoder.h says how."""
+
+    def __init__(
+        self,
+        rule: str,
+        vocab: dict[str, int],
+        merges: list[list[str]],
+        *,
+        byte_texts: list[str],
+        ignores_merges: bool,
+        first_tokens: list[tuple[str, int]],
+        later_tokens: list[tuple[str, int]],
+    ) -> None: ...
+    def encode(self, text: str, encode_other: Callable[[str], list[int]]) -> list[int]: ...
+    @property
+    def num_known_words(self) -> int: ...
 
 def measure_limits(num_threads: int = 0) -> dict[str, float]: ...
 def usable_threads() -> int: ...

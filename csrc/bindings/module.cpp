@@ -8,4 +8,5 @@ NB_MODULE(_core, m) {
   fmo::bind_limits(m);
   fmo::bind_executor(m);
   fmo::bind_engine(m);
+  fmo::bind_tokenizer(m);
 }

@@ -125,12 +125,12 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
-_ALPHABET = _byte_alphabet()
+BYTE_OF_CHAR = _byte_alphabet()
 
 
 def _byte_level(token: str) -> bytes:
     try:
-        return bytes([_ALPHABET[char] for char in token])
+        return bytes([BYTE_OF_CHAR[char] for char in token])
     except KeyError:  # an added token that was never byte-encoded
         return token.encode("utf-8", "replace")
 

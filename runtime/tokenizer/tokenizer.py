@@ -20,7 +20,7 @@ from tokenizers import Tokenizer as Backend
 from ..errors import ConfigError
 from .detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
 from .pieces import piece_table
-from .word_cache import word_cache
+from .word_encoder import word_encoder
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -50,7 +50,7 @@ class Tokenizer:
         self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
-        self._words = word_cache(backend)
+        self._words = word_encoder(backend)
         self._lock = threading.Lock()
 
     @classmethod

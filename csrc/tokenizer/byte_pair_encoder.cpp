@@ -1,0 +1,138 @@
+#include "tokenizer/byte_pair_encoder.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+namespace fmo {
+namespace {
+
+constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
+
+bool is_visible(char c) { return c > ' ' && c < '\x7f'; }
+
+// Calls `on_text` and `on_token` with the parts of `text` in order: at each place the longest token, from left to
+// right.
+template <typename OnText, typename OnToken>
+void split_at_tokens(const TokenTable& tokens, std::string_view text, OnText on_text, OnToken on_token) {
+  size_t start = 0;
+  for (size_t pos = 0; !tokens.empty() && pos < text.size();) {
+    const auto found = tokens.longest_prefix(text.substr(pos));
+    if (!found) {
+      ++pos;
+      continue;
+    }
+    if (pos > start) on_text(text.substr(start, pos - start));
+    on_token(found->token_id);
+    start = pos = pos + found->num_bytes;
+  }
+  if (start < text.size()) on_text(text.substr(start));
+}
+
+}  // namespace
+
+BytePairEncoder::BytePairEncoder(BytePairModel model)
+    : rule_(model.rule),
+      byte_ids_(model.byte_ids),
+      whole_words_(std::move(model.whole_words)),
+      first_tokens_(std::move(model.first_tokens)),
+      later_tokens_(std::move(model.later_tokens)),
+      slots_(std::bit_ceil(model.merges.size() * 4 / 3 + 2)) {
+  for (size_t rank = 0; rank < model.merges.size(); ++rank) {
+    const Merge& merge = model.merges[rank];
+    Slot& slot = slots_[slot_of(merge.left, merge.right)];
+    // A pair that is listed again: the library that defines the format keeps the last one.
+    slot = {merge.left, merge.right, static_cast<int32_t>(rank), merge.merged};
+  }
+}
+
+void BytePairEncoder::encode(std::string_view text, const EncodeOther& encode_other, std::vector<int32_t>& token_ids) {
+  auto on_token = [&](int32_t token_id) { token_ids.push_back(token_id); };
+  auto on_part = [&](std::string_view part) { encode_text(part, encode_other, token_ids); };
+  auto on_text = [&](std::string_view part) { split_at_tokens(later_tokens_, part, on_part, on_token); };
+  split_at_tokens(first_tokens_, text, on_text, on_token);
+}
+
+void BytePairEncoder::encode_text(std::string_view text, const EncodeOther& encode_other,
+                                  std::vector<int32_t>& token_ids) {
+  for (size_t start = 0, pos = 0; start < text.size(); start = pos) {
+    unsigned char all_bits = 0;
+    do {
+      all_bits |= static_cast<unsigned char>(text[pos++]);
+    } while (pos < text.size() && !(text[pos] == ' ' && is_visible(text[pos - 1])));
+    const std::string_view piece = text.substr(start, pos - start);
+    if (all_bits >= 0x80 || !encode_ascii(piece, token_ids)) encode_other(piece, token_ids);
+  }
+}
+
+// False, with nothing appended: a word is too long.
+bool BytePairEncoder::encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids) {
+  const size_t num_before = token_ids.size();
+  for (size_t pos = 0; pos < piece.size();) {
+    const size_t end = word_end(rule_, piece, pos);
+    if (end - pos > kMaxWordBytes) {
+      token_ids.resize(num_before);
+      return false;
+    }
+    const std::vector<int32_t>& ids = word_ids(piece.substr(pos, end - pos));
+    token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+    pos = end;
+  }
+  return true;
+}
+
+const std::vector<int32_t>& BytePairEncoder::word_ids(std::string_view word) {
+  if (const auto known = known_words_.find(word); known != known_words_.end()) return known->second;
+  std::vector<int32_t> ids;
+  if (const auto whole = whole_words_.find(word)) {
+    ids.push_back(*whole);
+  } else {
+    for (const char c : word) ids.push_back(byte_ids_[static_cast<unsigned char>(c)]);
+    merge_all(ids);
+  }
+  ids.shrink_to_fit();
+  if (known_words_.size() >= kMaxKnownWords) known_words_.clear();  // the common words are back soon
+  return known_words_.emplace(std::string(word), std::move(ids)).first->second;
+}
+
+// Merges the pair of the lowest rank, of several the first, until there is none.
+void BytePairEncoder::merge_all(std::vector<int32_t>& ids) const {
+  std::array<const Slot*, kMaxWordBytes> merges{};  // of ids[i] and ids[i + 1]
+  for (size_t i = 0; i + 1 < ids.size(); ++i) merges[i] = find_merge(ids[i], ids[i + 1]);
+  while (ids.size() > 1) {
+    size_t best = 0;
+    int32_t best_rank = kNoRank;
+    for (size_t i = 0; i + 1 < ids.size(); ++i) {
+      if (merges[i] != nullptr && merges[i]->rank < best_rank) {
+        best = i;
+        best_rank = merges[i]->rank;
+      }
+    }
+    if (best_rank == kNoRank) return;
+    ids[best] = merges[best]->merged;
+    ids.erase(ids.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+    std::copy(merges.begin() + static_cast<std::ptrdiff_t>(best) + 1,
+              merges.begin() + static_cast<std::ptrdiff_t>(ids.size()),
+              merges.begin() + static_cast<std::ptrdiff_t>(best));
+    if (best > 0) merges[best - 1] = find_merge(ids[best - 1], ids[best]);
+    if (best + 1 < ids.size()) merges[best] = find_merge(ids[best], ids[best + 1]);
+  }
+}
+
+const BytePairEncoder::Slot* BytePairEncoder::find_merge(int32_t left, int32_t right) const {
+  const Slot& slot = slots_[slot_of(left, right)];
+  return slot.left < 0 ? nullptr : &slot;
+}
+
+// Where the pair is, or would be.
+size_t BytePairEncoder::slot_of(int32_t left, int32_t right) const {
+  const uint64_t key = (static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32) | static_cast<uint32_t>(right);
+  const size_t mask = slots_.size() - 1;
+  size_t index = static_cast<size_t>((key * 0x9E3779B97F4A7C15ULL) >> 32) & mask;
+  while (slots_[index].left >= 0 && (slots_[index].left != left || slots_[index].right != right)) {
+    index = (index + 1) & mask;
+  }
+  return index;
+}
+
+}  // namespace fmo

@@ -1,0 +1,39 @@
+// Token texts with their ids, sorted, in one block of memory: look-up of a whole text, and of the longest token that a
+// text begins with.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace fmo {
+
+class TokenTable {
+ public:
+  explicit TokenTable(std::vector<std::pair<std::string, int32_t>> tokens);
+
+  struct Found {
+    int32_t token_id;
+    size_t num_bytes;
+  };
+  std::optional<int32_t> find(std::string_view text) const;
+  std::optional<Found> longest_prefix(std::string_view text) const;
+  bool empty() const { return entries_.empty(); }
+
+ private:
+  struct Entry {
+    uint32_t offset;
+    uint32_t num_bytes;
+    int32_t token_id;
+  };
+  std::string_view text_of(const Entry& entry) const { return {texts_.data() + entry.offset, entry.num_bytes}; }
+
+  std::string texts_;
+  std::vector<Entry> entries_;  // by text
+};
+
+}  // namespace fmo
