@@ -88,7 +88,7 @@ class App:
         self.metrics = metrics
         self.options = options
         self.active: set[Generation] = set()
-        self.num_in_flight = 0
+        self.in_flight: set[Exchange] = set()
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._grammars = GrammarQueue(options.limits.max_waiting_grammars, options.limits.grammar_wait_s)
@@ -98,12 +98,12 @@ class App:
             "/v1/messages": ("POST", self._counted(self._messages)),
             "/v1/responses": ("POST", self._counted(self._responses)),
             "/v1/embeddings": ("POST", self._counted(self._embeddings, is_queued=False)),
-            "/v1/tokenize": ("POST", self._tokenize),
-            "/v1/detokenize": ("POST", self._detokenize),
+            "/v1/tokenize": ("POST", self._tracked(self._tokenize)),
+            "/v1/detokenize": ("POST", self._tracked(self._detokenize)),
             "/v1/models": ("GET", self._models),
             "/openapi.json": ("GET", self._openapi),
             "/docs": ("GET", self._docs),
-            "/v1/adapters": ("POST", self._load_adapter),
+            "/v1/adapters": ("POST", self._tracked(self._load_adapter)),
         }
         self._open_routes: dict[str, tuple[str, Handler]] = {
             "/health": ("GET", self._ready),
@@ -140,8 +140,8 @@ class App:
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
-        for generation in list(self.active):
-            generation.abort(failure)
+        for exchange in list(self.in_flight):
+            exchange.abort(failure)
 
     @cached_property
     def _targets(self) -> Targets:
@@ -175,7 +175,7 @@ class App:
         if path.startswith(_MODEL_ROUTE) and len(path) > len(_MODEL_ROUTE):
             return "GET", self._model
         if path.startswith(_ADAPTER_ROUTE) and len(path) > len(_ADAPTER_ROUTE):
-            return "DELETE", self._unload_adapter
+            return "DELETE", self._tracked(self._unload_adapter)
         return None, None
 
     def _authenticate(self, exchange: Exchange) -> None:
@@ -192,17 +192,28 @@ class App:
 
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
+    def _tracked(self, handler: Handler) -> Handler:
+        """`handler`, refused while draining; until it has answered, the server does not stop of its own accord."""
+
+        async def tracked(exchange: Exchange) -> None:
+            if self.is_draining:
+                raise unavailable("the server is shutting down")
+            self.in_flight.add(exchange)
+            try:
+                await handler(exchange)
+            finally:
+                self.in_flight.discard(exchange)
+
+        return tracked
+
     def _counted(self, handler: Handler, *, is_queued: bool = True) -> Handler:
-        """`handler`, refused while draining, counted otherwise; an error answer is a response, a client that left gets none.
+        """`handler`, tracked and in the metrics; an error answer is a response, a client that left gets none.
 
         While the queue is full, nothing is read of a request that would wait in it: to refuse one must cost much less than to serve one.
         """
 
         async def counted(exchange: Exchange) -> None:
-            if self.is_draining:
-                raise unavailable("the server is shutting down")
             self.metrics.requests.add()
-            self.num_in_flight += 1
             try:
                 if is_queued and self._is_full():
                     self.metrics.failures_by_reject.add()
@@ -213,11 +224,9 @@ class App:
             except Exception:
                 self.metrics.responses.add()
                 raise
-            finally:
-                self.num_in_flight -= 1
             self.metrics.responses.add()
 
-        return counted
+        return self._tracked(counted)
 
     async def _chat(self, exchange: Exchange) -> None:
         request, prompts = await self._prepared(exchange, ChatRequest, self._chat_prompts)

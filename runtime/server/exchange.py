@@ -55,6 +55,7 @@ class Exchange:
     __slots__ = (
         "_body_failure",
         "_connection",
+        "_failure",
         "_head",
         "_is_begun",
         "_is_body_whole",
@@ -86,6 +87,7 @@ class Exchange:
         """`keeps_alive`: whether another request may follow. `is_chunked`: whether the client understands chunks (HTTP/1.1)."""
         self.method, self.path, self.headers = method, path, headers
         self._listener: Listener | None = None
+        self._failure: Exception | None = None  # that ends the request
         self.is_answered = self.is_gone = False
         self._connection, self._limits = connection, limits
         self._keeps_alive, self._is_chunked = keeps_alive, is_chunked
@@ -202,8 +204,8 @@ class Exchange:
         self._listener = listener
         if listener is None:
             return
-        if self.is_gone:
-            listener.abort(ClientGone())
+        if self._failure is not None:
+            listener.abort(self._failure)
         elif self._connection.has_stalled:
             listener.pause()
 
@@ -213,11 +215,16 @@ class Exchange:
             (self._listener.pause if has_stalled else self._listener.resume)()
 
     def leave(self) -> None:
-        """Called by the connection when it is lost: whoever works for this request is told."""
+        """Called by the connection when it is lost."""
         self.is_gone = True
-        self.fail_body(ClientGone())
+        self.abort(ClientGone())
+
+    def abort(self, failure: Exception) -> None:
+        """Ends the request with `failure`, the first one counts: whoever works for it, now or later, is told."""
+        self._failure = self._failure or failure
+        self.fail_body(failure)
         if self._listener is not None:
-            self._listener.abort(ClientGone())
+            self._listener.abort(failure)
 
     def _head_of(self, status: int, fields: list[tuple[bytes, bytes]]) -> bytes:
         if not self._keeps_alive:

@@ -27,6 +27,8 @@ from .limits import Limits
 
 App = Callable[[Exchange], Coroutine[Any, Any, None]]
 _BACKLOG = 1024
+_ACCEPTED_AT_ONCE = 16
+"""Connections, before those that are there already get their turn again: a burst of new ones does not hold up the others."""
 _MIN_PROGRESS_BYTES = 16 * 2**10
 """What a client has to take in `write_stall_s` when the buffer of its connection is full."""
 _CLOSING_S = 0.1
@@ -58,7 +60,8 @@ class HttpServer:
         self._loop = asyncio.get_running_loop()
         if self.is_stopping:
             return
-        listener = await self._loop.create_server(lambda: HttpConnection(self), sock=self._socket, backlog=_BACKLOG)
+        listener = await self._loop.create_server(lambda: HttpConnection(self), sock=self._socket, backlog=_ACCEPTED_AT_ONCE)
+        self._socket.listen(_BACKLOG)  # asyncio has one number for both
         await self._stopped.wait()
         listener.close()
         for connection in list(self.connections):

@@ -163,15 +163,15 @@ async def _run(
 async def _drain(app: App, timeout_s: float, announce: Callable[[str], None]) -> int:
     """Lets the running requests finish; returns how many had to be cut off."""
     app.is_draining = True
-    if app.num_in_flight:
-        announce(f"stopping: {app.num_in_flight} requests have up to {timeout_s:g} s to finish; a second signal stops now")
+    if app.in_flight:
+        announce(f"stopping: {len(app.in_flight)} requests have up to {timeout_s:g} s to finish; a second signal stops now")
     deadline = asyncio.get_running_loop().time() + timeout_s
-    while app.num_in_flight and asyncio.get_running_loop().time() < deadline:
+    while app.in_flight and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(_DRAIN_POLL_S)
-    num_cut_off = app.num_in_flight
+    num_cut_off = len(app.in_flight)
     app.abort_all(unavailable("the server is shutting down"))
     deadline = asyncio.get_running_loop().time() + _ANSWER_GRACE_S
-    while app.num_in_flight and asyncio.get_running_loop().time() < deadline:
+    while app.in_flight and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(_DRAIN_POLL_S)
     return num_cut_off
 

@@ -1,5 +1,6 @@
 """HTTP/1.1 as clients, proxies and attackers write it, byte by byte."""
 
+import asyncio
 import contextlib
 import json
 import re
@@ -8,7 +9,10 @@ import time
 from collections.abc import Callable
 
 import pytest
+from friendli_runtime.server.exchange import Exchange
 from friendli_runtime.server.limits import Limits
+from friendli_runtime.server.protocol import HttpServer
+from friendli_runtime.server.serve import bind
 
 from .conftest import TestServer
 from .test_lifetime import ENDLESS, eventually
@@ -191,3 +195,20 @@ def test_a_slow_reader_gets_all_of_it(make_server: Callable[..., TestServer]) ->
         time.sleep(1.0)
         answer = until_closed(sock)
     assert answer.count(b'"token":') == 20_000 and b'"completion_tokens":20000' in answer and answer.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_burst_of_connections_does_not_hold_up_those_that_are_there() -> None:
+    num_clients, seen = 100, []
+
+    async def count_connections(exchange: Exchange) -> None:
+        seen.append(len(http_server.connections))
+        exchange.answer(200, b"", b"text/plain", [(b"connection", b"close")])
+        if len(seen) == num_clients:
+            http_server.stop()
+
+    with bind("127.0.0.1", 0, "--web-server-port") as listener, contextlib.ExitStack() as stack:
+        for _ in range(num_clients):  # before the server runs: all are there at its first look
+            stack.enter_context(socket.create_connection(listener.getsockname())).sendall(GET + b"\r\n")
+        http_server = HttpServer(count_connections, Limits(), listener)
+        asyncio.run(asyncio.wait_for(http_server.run_on_socket(), 20))
+    assert len(seen) == num_clients and max(seen) < num_clients / 2

@@ -167,6 +167,52 @@ def test_requests_past_the_drain_timeout_are_cut_off_and_the_exit_code_says_so()
     assert "shutting down" in rest and "[DONE]" not in rest
 
 
+def half_sent(process: Process, path: str, body: bytes) -> socket.socket:
+    """A request of which the last byte of the body is missing."""
+    sock = socket.create_connection(("127.0.0.1", int(process.url.rsplit(":", 1)[1])), timeout=60)
+    sock.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % (path.encode(), len(body)))
+    sock.sendall(body[:-1])
+    return sock
+
+
+def is_reading(process: Process, num_requests: int) -> bool:
+    """Whether the server has seen that many requests, the ones without an answer among them."""
+    return any(f"stopping: {num_requests} requests" in line for line in process.lines)
+
+
+REQUESTS = {  # path → (body, status of its answer): of each kind that runs for a while
+    "/v1/completions": (b'{"prompt": "a", "max_tokens": 1}', 200),
+    "/v1/embeddings": (b'{"input": "a"}', 400),
+    "/v1/tokenize": (b'{"prompt": "a"}', 200),
+    "/v1/adapters": (b'{"name": "a", "folder": "none"}', 404),
+}
+
+
+def test_requests_of_every_kind_are_finished_before_the_server_stops(tmp_path: Path) -> None:
+    process = serve(scripted_artifact(), "--adapter-dir", str(tmp_path))
+    socks = {path: half_sent(process, path, body) for path, (body, _) in REQUESTS.items()}
+    assert httpx.get(process.url + "/health").status_code == 200, "answered after the others were read"
+    process.popen.send_signal(signal.SIGTERM)
+    eventually(lambda: is_reading(process, len(REQUESTS)), "the server knows of all of them")
+    assert httpx.post(process.url + "/v1/adapters", json={"name": "a", "folder": "none"}).status_code == 503
+    for path, (body, status) in REQUESTS.items():
+        with socks[path] as sock:
+            sock.sendall(body[-1:])
+            assert sock.recv(100).startswith(b"HTTP/1.1 %d " % status), path
+    assert process.popen.wait(timeout=60) == 0
+
+
+def test_requests_of_every_kind_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    process = serve(scripted_artifact(), "--adapter-dir", str(tmp_path), "--drain-timeout", "0")
+    socks = [half_sent(process, path, body) for path, (body, _) in REQUESTS.items()]
+    assert httpx.get(process.url + "/health").status_code == 200, "answered after the others were read"
+    process.popen.send_signal(signal.SIGTERM)
+    for sock in socks:
+        with sock:
+            assert sock.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert process.popen.wait(timeout=60) == 4
+
+
 def test_a_second_signal_stops_at_once() -> None:
     process = serve(scripted_artifact(), "--drain-timeout", "600")
     with httpx.stream("POST", process.url + "/v1/completions", json={"prompt": "a", "ignore_eos": True, "stream": True}) as response:
