@@ -23,7 +23,7 @@ def check_template(folder: Path, as_json: bool) -> int:
 
     Both are found out from its chat template; calls that the template renders are read back under every split of the stream.
     """
-    from friendli_runtime.tools.check import check_folder, example
+    from friendli_runtime.tools.check import channel_names, check_folder, example
 
     report = check_folder(folder)
     if as_json:
@@ -35,8 +35,12 @@ def check_template(folder: Path, as_json: bool) -> int:
         click.echo(f"tool calls     {'none: ' + report.why_no_calls if calls is None else json.dumps(example(calls), ensure_ascii=False)}")
         if calls is not None:
             click.echo(f"               {'several per answer' if calls.separator is not None else 'one per answer'}")
-            click.echo(f"               {'anywhere in a text' if calls.trigger is not None else 'only as the whole answer'}")
+            where = "anywhere in a text" if calls.trigger is not None else "only as the whole answer"
+            click.echo(f"               {where if report.channels is None else 'in messages of their own'}")
         click.echo(f"reasoning      {' … '.join(report.reasoning) if report.reasoning is not None else 'none'}")
+        if report.channels is not None:
+            named = ", ".join(f"{what} in {name}" for what, name in channel_names(report.channels).items() if name is not None)
+            click.echo(f"channels       {named}")
         click.echo(f"round trip     {report.num_vectors} vectors, {report.num_splits} splits, {len(report.failures)} failures")
     for failure in report.failures:
         click.echo(f"failed: {failure}", err=True)

@@ -22,6 +22,7 @@ from ..structured.errors import InvalidConstraint
 from ..structured.response_format import grammar_of
 from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
+from ..tools.channel_grammar import ChannelConstraint, ChannelWishes, channel_constraint
 from ..tools.constraint import CallConstraint, call_constraint
 from ..tools.forms import AnswerForms, ReadOptions, answer_forms
 from ..tools.request import InvalidTools, ToolRequest, tool_request
@@ -31,7 +32,7 @@ from .limits import Limits
 
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultracode")
 _ALPHANUMERIC = string.ascii_letters + string.digits
-AnyConstraint = Constraint | CallConstraint | AfterReasoning
+AnyConstraint = Constraint | CallConstraint | AfterReasoning | ChannelConstraint
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ class AnswerPlanner:
 
     def plan_chat(self, request: ChatRequest, params: SamplingParams) -> ChatPlan:
         """Checks the fields. Raises ApiError."""
-        parses = self._parse_reasoning if request.parse_reasoning is None else request.parse_reasoning
+        parses = request.parse_reasoning
+        if parses is None:  # in channels, text that is not taken apart is not an answer
+            parses = self._parse_reasoning or (self.forms is not None and self.forms.channels is not None)
         if request.include_reasoning is False and not parses:
             raise invalid_value("'include_reasoning' false needs 'parse_reasoning': true", "include_reasoning")
         if request.reasoning_budget is not None and request.reasoning_budget < 1:
@@ -96,8 +99,10 @@ class AnswerPlanner:
         reasoning = self.forms.reasoning
         is_open = reasoning is not None and reasoning.is_opened_by(prompt_tail)
         functions = dict(plan.tools.schemas) if plan.tools is not None else {}
-        splits = plan.parses_reasoning or (params.is_constrained and is_open)
-        options = ReadOptions(self.forms, functions, is_open, splits, plan.parses_reasoning and plan.gives_reasoning)
+        channels = self.forms.channels
+        splits = plan.parses_reasoning or (params.is_constrained and (is_open or channels is not None))
+        begun = channels.begun_by(prompt_tail) if channels is not None else ""
+        options = ReadOptions(self.forms, functions, is_open, splits, plan.parses_reasoning and plan.gives_reasoning, begun)
         try:
             return self._constraint(plan, request, params, options), options
         except InvalidConstraint as error:
@@ -121,6 +126,12 @@ class AnswerPlanner:
         return self._compiler
 
     def _constraint(self, plan: ChatPlan, request: ChatRequest, params: SamplingParams, options: ReadOptions) -> AnyConstraint | None:
+        if options.forms.channels is not None:
+            content = grammar_of(params.response_format, self._limits.of_constraints)
+            wishes = ChannelWishes(plan.tools, content, request.reasoning_budget)
+            return channel_constraint(
+                wishes, options.forms.channels, self._needed_compiler(), _end_ids(params), options.begun, options.is_in_content
+            )
         inner: Constraint | CallConstraint | None = self._format(params)
         if plan.tools is not None and options.forms.calls is not None:
             inner = call_constraint(plan.tools, options.forms.calls, self._needed_compiler(), _end_ids(params))

@@ -37,25 +37,14 @@ def chat_prompt(
 ) -> tuple[list[int], str]:
     """Token ids of the conversation up to the assistant's turn, and the end of its text. Raises ApiError."""
     messages = checked_messages(request.messages, limits)
-    if forms is not None and forms.calls is not None and forms.calls.arguments_as_text:
-        messages = [_with_text_arguments(message) for message in messages]
+    if forms is not None:
+        messages = [forms.history_message(message) for message in messages]
     tools = plan.tools.tools if plan.tools is not None else None
     try:
         return encode_prompt(template, tokenizer, messages, variables=plan.template_variables, tools=tools)
     except ChatTemplateError as error:
         param = "chat_template_kwargs" if "template variable" in str(error) else "messages"
         raise invalid_value(str(error), param, code="chat_template") from None
-
-
-def _with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """For templates that want the arguments of earlier calls as JSON text."""
-    if "tool_calls" not in message:
-        return message
-    calls = []
-    for call in message["tool_calls"]:
-        arguments = msgspec.json.encode(call["function"]["arguments"]).decode()
-        calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-    return {**message, "tool_calls": calls}
 
 
 def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from ..structured.constraint import Constraint
 from ..structured.mask_feeder import CONSTRAINT_ERROR
 from ..tokenizer.sample_text import SampleText, TextDelta
 from ..tokenizer.tokenizer import Tokenizer
+from ..tools.channel_grammar import ChannelConstraint
 from ..tools.constraint import CallConstraint
 from ..tools.forms import ReadOptions
 from .bridge import Bridge
@@ -42,7 +43,7 @@ class Prompt:
 
     token_ids: list[int]
     params: SamplingParams
-    constraint: Constraint | AfterReasoning | CallConstraint | None = None
+    constraint: Constraint | AfterReasoning | CallConstraint | ChannelConstraint | None = None
     reading: ReadOptions | None = None
 
 
@@ -137,6 +138,8 @@ class Generation:
         for prompt_idx, prompt in enumerate(self.prompts):
             shown_ids = prompt.reading.shown_ids if prompt.reading is not None else frozenset()
             accepts = prompt.constraint.accepts if prompt.constraint is not None else None
+            if accepts is None and prompt.reading is not None and prompt.reading.has_headers:
+                accepts = prompt.reading.is_in_content
             for sample_idx in range(prompt.params.n):
                 text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts, shown_ids)
                 self._choices.append(_Choice(text, prompt_idx, sample_idx))

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..tokenizer.sample_text import TextDelta
-from ..tools.forms import AnswerPiece, AnswerReader, ReadOptions
-from ..tools.parser import CallDelta
+from ..tools.forms import AnswerReader, ReadOptions
+from ..tools.parser import AnswerPiece, CallDelta
 from .generation import Generation, Usage
 
 

@@ -50,10 +50,10 @@ class Constraint:
         """The state of one answer, before its first token."""
         return SampleMasks(self._matcher.deep_copy(), self._end_ids, num_mask_bytes(self._tokenizer.vocab_size))
 
-    def accepts(self, text: str) -> bool:
-        """Whether `text` is a whole answer."""
+    def accepts(self, text: str, *, has_marks: bool = False) -> bool:
+        """Whether `text` is a whole answer. `has_marks`: what it spells like special tokens is such."""
         matcher = self._matcher.deep_copy()
-        token_ids = self._tokenizer.greedy_tokenize(text)
+        token_ids = self._tokenizer.tokenize_str(text, parse_special=True) if has_marks else self._tokenizer.greedy_tokenize(text)
         return matcher.try_consume_tokens(token_ids) == len(token_ids) and matcher.is_accepting()
 
 
@@ -101,10 +101,20 @@ class ConstraintCompiler:
         self._cache: OrderedDict[Grammar, LLMatcher] = OrderedDict()
         self._num_cached_bytes = 0
 
-    def compile(self, grammar: Grammar, end_ids: Sequence[int], *, param: str = "response_format") -> Constraint:
-        """`end_ids`: every token that ends the answer. Raises InvalidConstraint when the grammar cannot be compiled or has no text."""
+    def compile(
+        self, grammar: Grammar, end_ids: Sequence[int], *, param: str = "response_format", begun_ids: Sequence[int] = ()
+    ) -> Constraint:
+        """`end_ids`: every token that ends the answer. `begun_ids`: what the prompt has already written of what the grammar describes.
+
+        Raises InvalidConstraint when the grammar cannot be compiled, has no text, or none that goes on like that.
+        """
         try:
-            return Constraint(self._matcher(grammar, param), self._ll_tokenizer, end_ids)
+            matcher = self._matcher(grammar, param)
+            if begun_ids:
+                matcher = matcher.deep_copy()
+                if matcher.try_consume_tokens(list(begun_ids)) < len(begun_ids):
+                    raise InvalidConstraint("the prompt begins the answer in a way that the constraint does not allow", param)
+            return Constraint(matcher, self._ll_tokenizer, end_ids)
         except ConstraintFailed as error:
             raise InvalidConstraint(f"no text of this model satisfies the constraint: {error}", param) from None
 

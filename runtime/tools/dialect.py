@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from typing import Any
@@ -89,13 +89,17 @@ class NoDialect(ValueError):
     """Why a template gives no dialect."""
 
 
-def derived_dialect(template: ChatTemplate, end_texts: Sequence[str]) -> CallDialect:
-    """`end_texts`: the written forms of the tokens that end an answer. Raises NoDialect."""
+def derived_dialect(template: ChatTemplate, end_texts: Sequence[str], *, in_channels: bool = False) -> CallDialect:
+    """`end_texts`: the written forms of the tokens that end an answer. `in_channels`: calls are told from text by their channel and need no
+    trigger. Raises NoDialect.
+    """
     reasons = []
     for as_text, in_ids in ((False, False), (True, False), (True, True), (False, True)):
         try:
             renderer = _Renderer(template, as_text=as_text, end_texts=end_texts, in_ids=in_ids)
             dialect = _derived(renderer)
+            if in_channels:
+                return replace(dialect, trigger=None)
             if dialect.trigger is not None and dialect.trigger in renderer.plain_answer():
                 raise NoDialect(f"'{dialect.trigger}', with which calls begin, begins other answers too")
             return dialect

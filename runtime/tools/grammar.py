@@ -17,7 +17,7 @@ from ..structured.response_format import Grammar
 from ..tokenizer.tokenizer import Tokenizer
 from .dialect import CallDialect, Parameters, Slot
 
-_ANY_TEXT = r"/(.|\n)*/"
+ANY_TEXT = r"/(.|\n)*/"
 
 
 def call_grammar(
@@ -32,7 +32,7 @@ def call_grammar(
     else:
         assert dialect.trigger is not None
         first_head = first_head[len(dialect.trigger) :]
-        start = f"{_ANY_TEXT} | triggered first"
+        start = f"{ANY_TEXT} | triggered first"
         writer.add_trigger(dialect.trigger)
     more = is_parallel and dialect.separator is not None
     calls = f"call_first {'call_more*' if more else ''} {writer.literal(dialect.end)}"
@@ -57,16 +57,14 @@ class _Writer:
         self.rules.append(f"{name}: {body}")
 
     def literal(self, text: str) -> str:
-        """Text as a sequence of strings and special tokens; empty text is no symbol at all."""
-        parts = self._tokenizer.split_special(text)
-        return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in parts)
+        return special_literal(self._tokenizer, text)
 
     def add_trigger(self, trigger: str) -> None:
         parts = self._tokenizer.split_special(trigger)
         if len(parts) == 1 and isinstance(parts[0], str):
-            self.add("triggered[lazy]", f"{_ANY_TEXT} {json.dumps(trigger)}")
+            self.add("triggered[lazy]", f"{ANY_TEXT} {json.dumps(trigger)}")
         else:
-            self.add("triggered", f"{_ANY_TEXT} {self.literal(trigger)}")
+            self.add("triggered", f"{ANY_TEXT} {self.literal(trigger)}")
 
     def add_calls(self, rule: str, head: str, names: list[str]) -> None:
         """One alternative per function."""
@@ -87,7 +85,7 @@ class _Writer:
     def add_arguments(self, rule: str, schema: dict[str, Any]) -> None:
         form = self._dialect.parameters
         if form is None:
-            self.add(rule, _json(schema))
+            self.add(rule, json_rule(schema))
         else:
             self._add_parameters(rule, schema, form)
 
@@ -111,7 +109,7 @@ class _Writer:
         definitions: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
         if form.is_json or not _allows_text(schema):
             whole = {**definitions, **schema} if isinstance(schema, dict) else {}
-            self.add(rule, f"{_json(whole)} {after}")
+            self.add(rule, f"{json_rule(whole)} {after}")
             return
         if isinstance(schema, dict) and all(isinstance(value, str) for value in _choices(schema)) and _choices(schema):
             self.add(rule, f"({' | '.join(json.dumps(value) for value in _choices(schema))}) {after}")
@@ -126,12 +124,22 @@ class _Writer:
             self.add(rule.upper(), " & ".join(f"/{one}/" for one in regexes))
             self.add(rule, f"{rule.upper()} {after}")
         elif is_plain:
-            self.add(f"{rule}[lazy]", f"{_ANY_TEXT} {json.dumps(form.after)}")
+            self.add(f"{rule}[lazy]", f"{ANY_TEXT} {json.dumps(form.after)}")
         else:
-            self.add(rule, f"{_ANY_TEXT} {after}")
+            self.add(rule, f"{ANY_TEXT} {after}")
 
 
-def _json(schema: dict[str, Any]) -> str:
+def special_literal(tokenizer: Tokenizer, text: str) -> str:
+    """Text as a sequence of strings and special tokens; empty text is no symbol at all."""
+    return " ".join(f"<[{part}]>" if isinstance(part, int) else json.dumps(part) for part in tokenizer.split_special(text))
+
+
+def regex_terminal(pattern: str) -> str:
+    return f"/{_slashes_escaped(pattern)}/"
+
+
+def json_rule(schema: dict[str, Any]) -> str:
+    """A JSON value that is valid for a checked schema."""
     return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .dialect import CallDialect, Parameters, Part, Slot, named_id
@@ -29,6 +29,15 @@ class CallDelta:
     name: str | None
     arguments: str
     call_id: str | None = None
+
+
+@dataclass(slots=True)
+class AnswerPiece:
+    """What one delta adds to an answer."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[CallDelta] = field(default_factory=list)
 
 
 class _Mismatch(Exception):

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 
 from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError
 
+HISTORY_KEYS = ("reasoning_content", "thinking", "reasoning")
+"""Where templates read the reasoning of an earlier answer; requests give it as the first."""
 _REASON, _CONTENT = "zqreason", "zqcontent"
 _SOURCE_TAG = re.compile(r"</?([A-Za-z_:|]*(?:think|reason|thought)[A-Za-z_:|]*)>|\[/?([A-Z_]*THINK[A-Z_]*)\]")
 
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDialect:
-    """The marks before and after reasoning, without white space around them."""
+    """The marks before and after reasoning, without white space around them. `history_key`: one of HISTORY_KEYS."""
 
     open: str
     close: str
+    history_key: str = HISTORY_KEYS[0]
 
     def is_opened_by(self, prompt: str) -> bool:
         """Whether a prompt ends inside reasoning."""
@@ -31,12 +34,17 @@ class ReasoningDialect:
 
 def derived_reasoning(template: ChatTemplate) -> ReasoningDialect | None:
     """None when the template knows no reasoning."""
-    messages = [{"role": "user", "content": "zquser"}, {"role": "assistant", "content": _CONTENT, "reasoning_content": _REASON}]
+    return next(filter(None, (_rendered(template, key) for key in HISTORY_KEYS)), None) or _from_source(template.source)
+
+
+def _rendered(template: ChatTemplate, key: str) -> ReasoningDialect | None:
+    """What the template writes around the reasoning of a message."""
+    user, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": _CONTENT}
     try:
-        text = template.render(messages, add_generation_prompt=False)
-        plain = template.render([messages[0], {"role": "assistant", "content": _CONTENT}], add_generation_prompt=False)
+        text = template.render([user, {**answer, key: _REASON}], add_generation_prompt=False)
+        plain = template.render([user, answer], add_generation_prompt=False)
     except ChatTemplateError:
-        text = plain = ""
+        return None
     at, content_at = text.find(_REASON), text.find(_CONTENT)
     if 0 <= at < content_at:
         opened = text[:at].rstrip()
@@ -44,8 +52,8 @@ def derived_reasoning(template: ChatTemplate) -> ReasoningDialect | None:
         own = opened[len(_shared(opened, plain)) :].strip() or _last_mark(opened)
         mark = _last_mark(own) or own
         if mark and close:
-            return ReasoningDialect(mark, close)
-    return _from_source(template.source)
+            return ReasoningDialect(mark, close, key)
+    return None
 
 
 def _from_source(source: str) -> ReasoningDialect | None:

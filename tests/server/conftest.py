@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
-from tokenizer.tokenizers_made_here import backend_json
+from tokenizer.tokenizers_made_here import json_with_special_tokens
 from tokenizers import Tokenizer as Backend
 from tools.templates import HERMES
 
@@ -50,17 +50,20 @@ def start(
     with_template: bool = True,
     with_tokenizer: bool = True,
     template: str = TEMPLATE,
+    special_tokens: Sequence[str] = (),
+    end_tokens: Sequence[str] = ("<|end|>",),
     make_engine: Callable[..., Any] = ScriptedEngine,
     **engine_options: Any,
 ) -> tuple[TestServer, Callable[[], None]]:
-    """A running server and the function that ends it."""
-    tokenizer = Tokenizer(Backend.from_str(backend_json("byte_level")), {})
-    eos_id = tokenizer.backend.token_to_id("<|end|>")
+    """A running server and the function that ends it. `special_tokens`: more of them; `end_tokens`: which of all end an answer."""
+    tokenizer = Tokenizer(Backend.from_str(json_with_special_tokens("byte_level", *special_tokens)), {})
+    eos_ids = tuple(token_id for text in end_tokens if (token_id := tokenizer.backend.token_to_id(text)) is not None)
+    eos_id = eos_ids[0]
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
     max_queue_len = options.max_queue_len if options is not None else 1024
     engine = make_engine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
     chat_template = ChatTemplate(template, {"bos_token": "", "eos_token": "<|end|>"}) if with_template else None
-    model = ServedModel("scripted", tokenizer if with_tokenizer else None, chat_template, (eos_id,))
+    model = ServedModel("scripted", tokenizer if with_tokenizer else None, chat_template, eos_ids)
     metrics = Metrics("1.2.3", lambda: app.gauges())
     app = App(model, bridge, metrics, options or AppOptions())
     sockets = [bind("127.0.0.1", 0, "--web-server-port"), bind("127.0.0.1", 0, "--metrics-port")]

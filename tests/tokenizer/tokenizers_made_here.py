@@ -77,3 +77,11 @@ MAKERS = {maker.__name__: maker for maker in (byte_level, llama_bpe, metaspace_u
 @cache
 def backend_json(name: str) -> str:
     return MAKERS[name]().to_str()
+
+
+@cache
+def json_with_special_tokens(name: str, *tokens: str) -> str:
+    """A tokenizer of MAKERS that has more special tokens."""
+    backend = MAKERS[name]()
+    backend.add_special_tokens(list(tokens))
+    return backend.to_str()

@@ -269,6 +269,53 @@ HARMONY_TOOLS = """{% for m in messages %}
 {%- else %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}
 {%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
 
+HARMONY = """{{- '<|start|>system<|message|>Reasoning: ' + (reasoning_effort or 'medium') + '<|end|>' }}
+{%- if tools %}{{ '<|start|>developer<|message|># Tools\\n' + (tools | tojson) + '<|end|>' }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'tool' %}{{ '<|start|>functions.' + called.name + ' to=assistant<|channel|>commentary<|message|>' + (m.content | tojson) + '<|end|>' }}
+{%- elif m.role != 'assistant' %}{{ '<|start|>' + m.role + '<|message|>' + m.content + '<|end|>' }}
+{%- elif m.tool_calls %}
+{%- if m.content and m.thinking %}{{ raise_exception('a message with calls has content or thinking') }}{% endif %}
+{%- if m.content or m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + (m.content or m.thinking) + '<|end|>' }}{% endif %}
+{%- set call = m.tool_calls[0].function %}{% set called.name = call.name %}
+{{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>' + (call.arguments | tojson) + '<|call|>' }}
+{%- elif loop.last and not add_generation_prompt %}
+{%- if m.thinking %}{{ '<|start|>assistant<|channel|>analysis<|message|>' + m.thinking + '<|end|>' }}{% endif %}
+{{- '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|return|>' }}
+{%- else %}{{ '<|start|>assistant<|channel|>final<|message|>' + m.content + '<|end|>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}"""
+HARMONY = "{%- set called = namespace(name='') %}" + HARMONY
+
+HARMONY_NAMED_LAST = HARMONY.replace(
+    "'<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json<|message|>'",
+    "'<|start|>assistant<|channel|>commentary to=functions.' + call.name + ' <|constrain|>json<|message|>'",
+).replace("m.thinking", "m.reasoning_content")
+
+BRACKETED = """{%- for m in messages %}
+{%- if m.role != 'assistant' %}{{ '<turn>' + m.role + '<body>' + m.content + '<done>' }}
+{%- else %}
+{%- if m.reasoning_content %}{{ '<turn>model<part>thoughts<body>' + m.reasoning_content + '<done>' }}{% endif %}
+{%- if m.content %}{{ '<turn>model<part>reply<body>' + m.content + '<done>' }}{% endif %}
+{%- for call in m.tool_calls or [] %}{{ '<turn>model<part>action for=' + call.function.name + '<body>' + (call.function.arguments | tojson) + '<done>' }}{% endfor %}
+{%- endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<turn>model' }}{% endif %}"""
+
+CHANNELS = {"harmony": HARMONY, "harmony_named_last": HARMONY_NAMED_LAST, "bracketed": BRACKETED}
+CHANNEL_MARKS = [
+    "<|start|>",
+    "<|channel|>",
+    "<|message|>",
+    "<|constrain|>",
+    "<|call|>",
+    "<|return|>",
+    "<turn>",
+    "<part>",
+    "<body>",
+    "<done>",
+]
+"""Special tokens of the tokenizers that go with CHANNELS; `<|end|>` is one anyway."""
+
 END_TEXTS = [
     "<|im_end|>",
     "<|eot_id|>",
