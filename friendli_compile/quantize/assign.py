@@ -126,23 +126,28 @@ def require_scheme_or_preset(text: str) -> None:
 
 
 def assign(candidates: Sequence[Candidate], policy: Policy) -> Assigned:
-    """A scheme for each candidate, None where it stays. Raises FmoError for an explicit scheme that does not fit, and for a pattern
-    that names nothing."""
+    """A scheme for each candidate, None where it stays. Raises FmoError for an explicit scheme that does not fit, for a preset that fits
+    no weight at all, and for a pattern that names nothing."""
     _require_patterns_match(candidates, policy)
     result = Assigned()
     changed: dict[str, list[str]] = {}
     misfits: list[tuple[Candidate, Scheme]] = []
+    left_out: list[tuple[Candidate, Scheme]] = []
     for candidate in candidates:
         text, wanted = _wanted(candidate, policy)
         if wanted is not None and wanted.misfit(candidate.num_columns) and not _gives_way(candidate, text, wanted, policy):
             misfits.append((candidate, wanted))
             continue
         fitted = nearest_fitting(wanted, candidate.num_columns) if wanted is not None else None
+        if wanted is not None and fitted is None:
+            left_out.append((candidate, wanted))
         result.schemes[candidate.name] = fitted
         if wanted is not None and fitted != wanted:
             changed.setdefault(f"{wanted} does not fit their columns; they are stored as {fitted or 'before'}", []).append(candidate.name)
     if misfits:
         raise _misfit_error(misfits)
+    if left_out and not any(result.schemes.values()) and not policy.is_lenient:  # every weight gave way: not what was asked for
+        raise _misfit_error(left_out)
     _agree_in_calls(candidates, result)
     for what, names in changed.items():
         shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")

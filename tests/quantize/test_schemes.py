@@ -95,6 +95,13 @@ def test_a_preset_that_does_not_fit_gives_way_with_a_note() -> None:
     assert "w4a8:g32 does not fit" in assigned.notes[0]
 
 
+def test_a_preset_that_fits_no_matrix_at_all_is_refused() -> None:
+    odd = candidate("odd", 64, 90)
+    with pytest.raises(FmoError, match=r"'odd' \[64, 90\] cannot be stored as w7a8:g128"):
+        assign([odd], parse_policy("8bit"))
+    assert assign([odd, candidate("fits", 64, 128)], parse_policy("8bit")).schemes["odd"] is None
+
+
 def test_an_explicit_scheme_that_does_not_fit_is_refused_with_the_nearest_that_works() -> None:
     with pytest.raises(FmoError) as error:
         assign([candidate("odd", 64, 80)], parse_policy("w4a8:g32"))
