@@ -67,8 +67,8 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    "8bit": Preset("w7a8:g128", "w7a8:g128", "w8a16:g128"),
-    "4bit": Preset("w4a8:g32", "w7a8:g128", "w8a16:g128"),
+    "8bit": Preset("w7a7:g128", "w7a7:g128", "w8a16:g128"),
+    "4bit": Preset("w4a8:g32", "w7a7:g128", "w8a16:g128"),
     "int8": Preset("w8a8:channel", "w8a8:channel", "w8a16:channel"),
     "fp8": Preset("fp8:channel", "fp8:channel", "fp8a16:channel"),
     "none": Preset("none", "none", "none"),

@@ -85,7 +85,7 @@ def test_no_pair_can_leave_16_bits() -> None:
 def test_presets_give_the_head_more_bits_and_leave_tiny_matrices() -> None:
     candidates = [candidate("up", 256, 128), candidate("gate", 1, 128), candidate("head", 512, 128, role="tied")]
     assigned = assign(candidates, parse_policy("4bit"))
-    assert {name: str(scheme) for name, scheme in assigned.schemes.items()} == {"up": "w4a8:g32", "gate": "None", "head": "w7a8:g128"}
+    assert {name: str(scheme) for name, scheme in assigned.schemes.items()} == {"up": "w4a8:g32", "gate": "None", "head": "w7a7:g128"}
     assert assigned.notes == []
 
 
@@ -127,7 +127,7 @@ def test_the_nearest_of_an_odd_group_is_a_power_of_two() -> None:
 def test_the_last_override_that_matches_wins() -> None:
     policy = parse_policy("4bit", ["*=none", "module.a*=w8a16", "ab.weight=8bit"])
     schemes = assign([candidate("aa", 64, 128), candidate("ab", 64, 128), candidate("b", 64, 128)], policy).schemes
-    assert [str(schemes[name]) for name in ("aa", "ab", "b")] == ["w8a16:g128", "w7a8:g128", "None"]
+    assert [str(schemes[name]) for name in ("aa", "ab", "b")] == ["w8a16:g128", "w7a7:g128", "None"]
 
 
 def test_a_pattern_that_names_nothing_is_refused_with_a_near_name() -> None:

@@ -51,7 +51,7 @@ def test_the_openai_client_chats_and_streams(process: Process) -> None:
 def test_quantized_weights_token_table_and_kv_cache_serve_the_same_text() -> None:
     artifact = scripted_artifact("8bit")
     schemes = Artifact.open(artifact).manifest["model"]["quantization"]["schemes"]
-    assert "none" not in schemes and {"w7a8:g128", "w8a16:g16"} <= schemes.keys()
+    assert "none" not in schemes and {"w7a7:g128", "w8a16:g16"} <= schemes.keys()
     running = serve(artifact, "--kv-cache-dtype", "int8")
     try:
         with openai.OpenAI(base_url=running.url + "/v1", api_key="none", max_retries=0) as client:
