@@ -38,11 +38,11 @@ def facts_of(manifest: dict[str, Any]) -> dict[str, Any]:
     return {"model": model["name"], "dtype": model["dtype"], "quantization": quantization, "commit": commit(), "cpu": cpu_name()}
 
 
-def record(file_name: str, line: dict[str, Any]) -> None:
+def record(file_name: str, line: dict[str, Any], indent: int | None = 2) -> None:
     """Appends a line to a file of this machine's results and prints it."""
     with (results_dir() / file_name).open("a") as file:
         file.write(json.dumps(line) + "\n")
-    print(json.dumps(line, indent=2))
+    print(json.dumps(line, indent=indent))
 
 
 class Busy:

@@ -1,4 +1,4 @@
-"""Measures each hot CPU kernel beside the limits of the machine, in the same process, and prints JSON lines.
+"""Measures each hot CPU kernel beside the limits of the machine, in the same process; a JSON line for each.
 
     python bench/kernels/kernels.py [--threads N] [--rounds 5] [--only linear]
 
@@ -11,8 +11,8 @@ of different minutes cannot.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +22,9 @@ from typing import Any
 
 import numpy as np
 from friendli_runtime import _core
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from machine import Busy, commit, cpu_name, record
 
 COPIES = {"linear": 8, "attention": 8}  # calls per step: different weights or cache layers, so that nothing stays in a cache
 VOCAB_SIZE = 64
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only kernels whose name and shape contain this")
     arguments = parser.parse_args()
     limits: dict[str, list[float]] = {}
+    busy = Busy()
     with tempfile.TemporaryDirectory() as folder:
         chosen = [make(Path(folder)) for name, make in cases() if arguments.only in name]
         for _ in range(arguments.rounds):
@@ -210,12 +214,21 @@ def main() -> None:
             for case in chosen:
                 run_case(case, arguments.threads)
     best = {name: max(values) for name, values in limits.items()}
-    print(json.dumps({"limits": best, "isa": _core.detect_isa(), "threads": arguments.threads or _core.usable_threads()}))
+    threads = arguments.threads or _core.usable_threads()
+    run = {
+        "commit": commit(),
+        "cpu": cpu_name(),
+        "isa": _core.detect_isa(),
+        "threads": threads,
+        "rounds": arguments.rounds,
+        **busy.of_others(),
+    }
     for case in chosen:
         limit = case.binding_limit(best)
         median, fastest = (case.work[limit] / seconds * 1e-9 for seconds in (statistics.median(case.seconds), min(case.seconds)))
         share = {"share_of_limit": round(median / best[limit], 3), "best_share": round(fastest / best[limit], 3)}
-        print(json.dumps({"kernel": case.kernel, "shape": case.shape, UNITS[limit]: round(median, 1), "limit": limit, **share}))
+        measured = {UNITS[limit]: round(median, 1), "limit": limit, limit: round(best[limit], 1), **share}
+        record("kernels.jsonl", {"kernel": case.kernel, "shape": case.shape, **measured, **run}, indent=None)
 
 
 if __name__ == "__main__":
