@@ -22,7 +22,8 @@ from .response_format import Grammar
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-JSON_WHITESPACE = r"[ \n\r\t]{1,40}"
+JSON_WHITESPACE_CHARS = r"[ \n\r\t]"
+JSON_WHITESPACE = JSON_WHITESPACE_CHARS + "{1,40}"
 """Between two tokens of JSON: enough for any indentation, and no model can go on with white space for ever."""
 MAX_CACHED_CONSTRAINTS = 128
 MAX_CACHED_BYTES = 4 * 2**20

@@ -1,6 +1,7 @@
 """A grammar (Lark, as llguidance reads it) of answers with tool calls: known functions only, arguments valid for their schema.
 
     auto       any text; from the trigger on calls, and nothing after them      required   calls from the first token on
+               without a trigger: any text, unless it begins as a call does up to the arguments: then calls
 
 Literals of the dialect that are special tokens of the tokenizer become just those tokens.
 """
@@ -9,13 +10,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..structured.constraint import JSON_WHITESPACE
+from ..structured.constraint import JSON_WHITESPACE, JSON_WHITESPACE_CHARS
 from ..structured.response_format import Grammar
 from ..tokenizer.tokenizer import Tokenizer
-from .dialect import CallDialect, Parameters, Slot
+from .dialect import CallDialect, Parameters, Part, Slot
 
 ANY_TEXT = r"/(.|\n)*/"
 
@@ -23,21 +24,25 @@ ANY_TEXT = r"/(.|\n)*/"
 def call_grammar(
     dialect: CallDialect, schemas: Mapping[str, dict[str, Any]], tokenizer: Tokenizer, *, is_required: bool, is_parallel: bool
 ) -> Grammar:
-    """`schemas`: function → checked schema of its parameters (json_schema.checked_schema). Auto needs a dialect with a trigger."""
+    """`schemas`: function → checked schema of its parameters (json_schema.checked_schema). Auto needs a trigger, or `call_beginnings`."""
     writer = _Writer(dialect, tokenizer)
     names = list(schemas)
     first_head = dialect.head
     if is_required:
         start = "first"
+    elif dialect.trigger is None:
+        start = f"{ANY_TEXT} | first"
     else:
-        assert dialect.trigger is not None
         first_head = first_head[len(dialect.trigger) :]
         start = f"{ANY_TEXT} | triggered first"
         writer.add_trigger(dialect.trigger)
     more = is_parallel and dialect.separator is not None
     calls = f"call_first {'call_more*' if more else ''} {writer.literal(dialect.end)}"
     writer.add("first", calls)
-    writer.add_calls("call_first", first_head, names)
+    if is_required or dialect.trigger is not None:
+        writer.add_calls("call_first", first_head, names)
+    else:
+        writer.add_begun_calls("call_first", call_beginnings(dialect, names), names)
     if more:
         first = dialect.call[0]
         assert isinstance(first, str) and dialect.separator is not None
@@ -45,6 +50,26 @@ def call_grammar(
     for idx, name in enumerate(names):
         writer.add_arguments(f"args_{idx}", schemas[name])
     return Grammar("lark", "\n".join(["%llguidance {}", f"start: {start}", *writer.rules]) + "\n")
+
+
+def call_beginnings(dialect: CallDialect, names: Sequence[str]) -> list[str]:
+    """For each function, a regular expression of how the text of an answer begins that calls it, up to the arguments.
+
+    White space is as free as it is where calls are read.
+    """
+    is_loose = dialect.parameters is None or dialect.parameters.is_json
+    space = JSON_WHITESPACE_CHARS + "*"
+    varying = {Slot.INDEX: "[0-9]{1,3}", Slot.ID: "[a-zA-Z0-9]{9}"}
+    beginnings = []
+    for name in names:
+        regex = ""
+        for part in (dialect.head, *dialect.call[1 : dialect.call.index(Slot.ARGS)]):
+            if isinstance(part, str):
+                regex += "".join(space + re.escape(char) for char in part if not char.isspace()) if is_loose else re.escape(part)
+            else:
+                regex += re.escape(name) if part is Slot.NAME else varying[part]
+        beginnings.append(regex)
+    return beginnings
 
 
 class _Writer:
@@ -70,17 +95,23 @@ class _Writer:
         """One alternative per function."""
         self.add(rule, " | ".join(f"{rule}_{idx}" for idx in range(len(names))))
         for idx, name in enumerate(names):
-            body = [self.literal(head)]
-            for part in self._dialect.call[1:]:
-                if isinstance(part, str):
-                    body.append(self.literal(part))
-                elif part is Slot.NAME:
-                    body.append(json.dumps(name))
-                elif part is Slot.ARGS:
-                    body.append(f"args_{idx}")
-                else:
-                    body.append("/[0-9]{1,3}/" if part is Slot.INDEX else "/[a-zA-Z0-9]{9}/")
-            self.add(f"{rule}_{idx}", " ".join(body))
+            parts = (self._part(part, idx, name) for part in self._dialect.call[1:])
+            self.add(f"{rule}_{idx}", " ".join([self.literal(head), *parts]))
+
+    def add_begun_calls(self, rule: str, beginnings: list[str], names: list[str]) -> None:
+        """As `add_calls`, where other text may stand in place of a call: the first match of a beginning decides."""
+        self.add(rule, " | ".join(f"{rule}_{idx}" for idx in range(len(names))))
+        args_at = self._dialect.call.index(Slot.ARGS)
+        for idx, (beginning, name) in enumerate(zip(beginnings, names, strict=True)):
+            self.add(f"{rule}_{idx}_begun[lazy]", regex_terminal(beginning))
+            parts = (self._part(part, idx, name) for part in self._dialect.call[args_at:])
+            self.add(f"{rule}_{idx}", " ".join([f"{rule}_{idx}_begun", f"/{JSON_WHITESPACE_CHARS}{{0,40}}/", *parts]))
+
+    def _part(self, part: Part, idx: int, name: str) -> str:
+        if isinstance(part, str):
+            return self.literal(part)
+        varying = {Slot.NAME: json.dumps(name), Slot.ARGS: f"args_{idx}", Slot.INDEX: "/[0-9]{1,3}/", Slot.ID: "/[a-zA-Z0-9]{9}/"}
+        return varying[part]
 
     def add_arguments(self, rule: str, schema: dict[str, Any]) -> None:
         form = self._dialect.parameters

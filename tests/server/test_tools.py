@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jsonschema
 import pytest
-from tools.templates import HERMES, LLAMA3, MISTRAL, OPENS_THINKING, QWEN_CODER
+from tools.templates import HERMES, LLAMA3, MISTRAL, OPENS_THINKING, PYTHONIC, QWEN_CODER
 
 from .conftest import TestServer, start
 from .test_completions import frames
@@ -46,9 +46,9 @@ def thinking() -> Iterator[TestServer]:
     yield from serve(OPENS_THINKING, max_context_len=4096)
 
 
-@pytest.fixture(scope="module", params=["hermes", "llama3", "mistral", "qwen_coder"])
+@pytest.fixture(scope="module", params=["hermes", "llama3", "mistral", "qwen_coder", "pythonic"])
 def babbling(request: Any) -> Iterator[TestServer]:
-    template = {"hermes": HERMES, "llama3": LLAMA3, "mistral": MISTRAL, "qwen_coder": QWEN_CODER}[request.param]
+    template = {"hermes": HERMES, "llama3": LLAMA3, "mistral": MISTRAL, "qwen_coder": QWEN_CODER, "pythonic": PYTHONIC}[request.param]
     yield from serve(template, make_engine=babbling_engine)
 
 
@@ -123,6 +123,35 @@ def test_once_a_call_has_begun_it_becomes_a_valid_one(hermes: TestServer) -> Non
     message = ask(hermes, f"[[{script}]]", tools=TOOLS, max_tokens=500).json()["choices"][0]["message"]
     (name, arguments) = calls_of(message)[0]
     jsonschema.validate(arguments, SCHEMAS[name])
+
+
+@pytest.mark.parametrize(
+    ("template", "good", "bad"),
+    [
+        (LLAMA3, '{"name": "get_weather", "parameters": {"city": "x", "days": 3}}', ' {"name" :"get_weather", "parameters": {"town": 1}}'),
+        (PYTHONIC, '[get_weather(city="x", days=3)]', '[get_weather(town="x")]'),
+    ],
+)
+def test_calls_without_a_mark_are_kept_to_their_schema_too(
+    make_server: Callable[..., TestServer], template: str, good: str, bad: str
+) -> None:
+    server = make_server(template=template, max_context_len=4096)
+    for text in (
+        "plain text",
+        '{"name": "nobody", "parameters": {}}',
+        '{"a": 1}',
+        "[1, 2]x",
+        '{"name": "get_weather"',
+        "see [get_weather(1)].",
+    ):
+        choice = ask(server, f"[[{text}]]", tools=TOOLS).json()["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+    for text in (good, bad):
+        choice = ask(server, f"[[{text}]]", tools=TOOLS, max_tokens=400, stop=["days"], parallel_tool_calls=False).json()["choices"][0]
+        assert choice["finish_reason"] == "tool_calls" and not choice["message"]["content"]
+        ((name, arguments),) = calls_of(choice["message"])
+        jsonschema.validate(arguments, SCHEMAS[name])
+        assert text == bad or arguments == {"city": "x", "days": 3}
 
 
 def test_one_call_only_when_parallel_calls_are_off(hermes: TestServer) -> None:
