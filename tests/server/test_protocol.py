@@ -188,11 +188,12 @@ def test_who_asks_and_does_not_read_fills_no_memory(server: TestServer) -> None:
 
 def test_a_slow_reader_gets_all_of_it(make_server: Callable[..., TestServer]) -> None:
     server = make_server(max_context_len=200_000)
-    body = json.dumps({**ENDLESS, "stream": True, "max_tokens": 20_000, "stream_options": {"include_usage": True}}).encode()
+    fields = {"stream": True, "n": 50, "max_tokens": 400, "stream_options": {"include_usage": True}}
+    body = json.dumps({**ENDLESS, **fields}).encode()
     with connected(server) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
         sock.sendall(POST + b"connection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
-        time.sleep(1.0)
+        eventually(lambda: any(connection.has_stalled for connection in list(server.connections)), "the answer has to wait")
         answer = until_closed(sock)
     assert answer.count(b'"token":') == 20_000 and b'"completion_tokens":20000' in answer and answer.endswith(b"[DONE]\n\n\r\n0\r\n\r\n")
 
