@@ -191,12 +191,6 @@ struct Tile {
   inline __attribute__((always_inline)) void add_chunk(const TileJob& job, const __m256i* zeros, __m256i* totals) {
     unroll<kFlushes>([&](auto f) __attribute__((always_inline)) {
       __m256i acc[R * C];
-      unroll<C>([&](auto c) __attribute__((always_inline)) {
-        const __m256i sum = broadcast4(x_sums + f * C + c);
-        unroll<R>([&](auto r) __attribute__((always_inline)) {
-          acc[c * R + r] = FORM == Form::u4 ? _mm256_mullo_epi16(sum, zeros[r]) : sum;
-        });
-      });
       unroll<FLUSH / 4>([&](auto fours) __attribute__((always_inline)) {
         constexpr int kFours = f * (FLUSH / 4) + fours;
         __m256i w[R];
@@ -205,9 +199,16 @@ struct Tile {
         });
         unroll<C>([&](auto c) __attribute__((always_inline)) {
           const __m256i a = broadcast4(x + (kFours * C + c) * 4);
-          unroll<R>([&](auto r) __attribute__((always_inline)) {
-            acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w[r], a);
-          });
+          if constexpr (fours == 0) {
+            const __m256i sum = broadcast4(x_sums + f * C + c);
+            unroll<R>([&](auto r) __attribute__((always_inline)) {
+              acc[c * R + r] = start_bytes(FORM == Form::u4 ? _mm256_mullo_epi16(sum, zeros[r]) : sum, w[r], a);
+            });
+          } else {
+            unroll<R>([&](auto r) __attribute__((always_inline)) {
+              acc[c * R + r] = multiply_add_bytes(acc[c * R + r], w[r], a);
+            });
+          }
         });
       });
       unroll<R * C>([&](auto i) __attribute__((always_inline)) {
