@@ -85,7 +85,7 @@ class Summary:
 
 
 class Metrics:
-    """All metrics of one server. `gauges()` gives the values of the moment: current_requests, current_items, current_assigned_items."""
+    """All metrics of one server. `gauges()` gives the values of the moment, by the names of `_GAUGE_HELP`."""
 
     def __init__(self, version: str, gauges: Callable[[], Mapping[str, float]]) -> None:
         self._version = version
@@ -122,6 +122,7 @@ _GAUGE_HELP = {
     "current_items": "Items that are assigned or waiting.",
     "current_assigned_items": "Items that the engine is working on.",
     "current_waiting_items": "Items that wait for the engine.",
+    "current_used_blocks": "Blocks of the KV cache that items hold; those that only the prefix cache keeps are not counted.",
 }
 
 

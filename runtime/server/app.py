@@ -46,6 +46,7 @@ from .params import as_api_error, chat_params, check_prompt, completion_params, 
 MAX_HEARTBEAT_AGE_S = 30.0
 _INLINE_BODY_BYTES = 4096
 """A request this small is tokenized on the event loop; a larger one in a thread."""
+_QUEUED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 _MODEL_ROUTE, _ADAPTER_ROUTE = "/v1/models/", "/v1/adapters/"
 _log = logging.getLogger(__name__)
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -97,7 +98,7 @@ class App:
             "/v1/completions": ("POST", self._counted(self._completions)),
             "/v1/messages": ("POST", self._counted(self._messages)),
             "/v1/responses": ("POST", self._counted(self._responses)),
-            "/v1/embeddings": ("POST", self._counted(self._embeddings, is_queued=False)),
+            "/v1/embeddings": ("POST", self._counted(self._embeddings)),
             "/v1/tokenize": ("POST", self._tracked(self._tokenize)),
             "/v1/detokenize": ("POST", self._tracked(self._detokenize)),
             "/v1/models": ("GET", self._models),
@@ -123,15 +124,33 @@ class App:
             _log.exception("internal error %s in %s", incident, exchange.path)
             send_error(exchange, ApiError(500, f"internal error {incident}; the server's log has the details", code="internal_error"))
 
+    def refuse(self, exchange: Exchange) -> bool:
+        """Answers 429 at once, before the body and without a task, to what would wait in a full queue; False: it is not refused.
+
+        To refuse a request must cost much less than to serve one.
+        """
+        if exchange.path not in _QUEUED_ROUTES or exchange.method != "POST" or self.is_draining or not self._is_full():
+            return False
+        try:
+            self._authenticate(exchange)
+        except ApiError:
+            return False
+        for counter in (self.metrics.requests, self.metrics.failures_by_reject, self.metrics.responses):
+            counter.add()
+        send_error(exchange, queue_full(self.bridge.engine.retry_after_s()))
+        return True
+
     def gauges(self) -> Mapping[str, float]:
         """The values of the moment for /metrics."""
         num_items = sum(generation.num_open_choices for generation in self.active)
-        num_assigned = min(int(self.bridge.engine.stats()["num_running"]), num_items)
+        stats = self.bridge.engine.stats()
+        num_assigned = min(int(stats["num_running"]), num_items)
         return {
             "current_requests": len(self.active),
             "current_items": num_items,
             "current_assigned_items": num_assigned,
             "current_waiting_items": num_items - num_assigned,
+            "current_used_blocks": int(stats.get("num_used_blocks", 0)),  # an Embedder has none
         }
 
     def warm_up(self) -> None:
@@ -206,18 +225,12 @@ class App:
 
         return tracked
 
-    def _counted(self, handler: Handler, *, is_queued: bool = True) -> Handler:
-        """`handler`, tracked and in the metrics; an error answer is a response, a client that left gets none.
-
-        While the queue is full, nothing is read of a request that would wait in it: to refuse one must cost much less than to serve one.
-        """
+    def _counted(self, handler: Handler) -> Handler:
+        """`handler`, tracked and in the metrics; an error answer is a response, a client that left gets none."""
 
         async def counted(exchange: Exchange) -> None:
             self.metrics.requests.add()
             try:
-                if is_queued and self._is_full():
-                    self.metrics.failures_by_reject.add()
-                    raise queue_full(self.bridge.engine.retry_after_s())
                 await handler(exchange)
             except ClientGone:
                 raise

@@ -42,10 +42,11 @@ _REFUSALS = {
 
 
 class HttpServer:
-    """Serves an app on a socket that is already listening."""
+    """Serves an app on a socket that is already listening. `refuse` may answer a request in place of the app, and tells whether."""
 
-    def __init__(self, app: App, limits: Limits, sock: socket.socket) -> None:
+    def __init__(self, app: App, limits: Limits, sock: socket.socket, refuse: Callable[[Exchange], bool] = lambda exchange: False) -> None:
         self.app, self.limits = app, limits
+        self.refuse = refuse
         self.connections: set[HttpConnection] = set()
         self.idle: dict[HttpConnection, None] = {}  # those without a request; the longest first
         self.tasks: set[asyncio.Task[None]] = set()
@@ -205,7 +206,8 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = inf
             self._answering = self._reading
             self._server.idle.pop(self, None)
-            self._server.start(self._reading)
+            if not self._server.refuse(self._reading):
+                self._server.start(self._reading)
         else:
             self._waiting.append(self._reading)
             if self._transport is not None:

@@ -143,7 +143,7 @@ async def _run(
     gc.collect()
     gc.freeze()  # what is there now stays: the collector need not look at it again and again
     servers = [
-        HttpServer(app, options.app.limits, web_socket),
+        HttpServer(app, options.app.limits, web_socket, app.refuse),
         HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),
     ]
     stopping = asyncio.Event()

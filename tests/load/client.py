@@ -1,15 +1,13 @@
-"""Small HTTP clients: one on asyncio that holds thousands of streams in one process and can leave in the middle of an answer, and one on
-plain sockets that is quick enough to time a server."""
+"""An HTTP client on plain sockets that asks hundreds of things at once, can leave in the middle of an answer, and is quick enough to time a
+server with which it shares its cores."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import selectors
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,17 +15,22 @@ from urllib.parse import urlsplit
 
 @dataclass
 class Answer:
-    """Of one request. `body` is what came until the end, or until the client left; times are of `time.monotonic`."""
+    """Of one request: what came until the end, or until the client left. Times are of `time.monotonic`."""
 
-    status: int
-    body: bytes
-    left: bool
     sent_s: float
-    ended_s: float = field(default_factory=time.monotonic)
+    left: bool = False
+    first_byte_s: float | None = None
+    received: bytearray = field(default_factory=bytearray)
 
     @property
-    def took_s(self) -> float:
-        return self.ended_s - self.sent_s
+    def status(self) -> int:
+        """0 when the server was gone before it answered."""
+        return int(self.received[9:12]) if self.received else 0
+
+    @property
+    def body(self) -> bytes:
+        head, _, rest = bytes(self.received).partition(b"\r\n\r\n")
+        return b"".join(_chunks(rest)) if b"\r\ntransfer-encoding: chunked" in head.lower() else rest
 
     def events(self) -> list[dict[str, Any]]:
         """The JSON of each server-sent event. Raises AssertionError when the stream does not end in [DONE]."""
@@ -39,45 +42,61 @@ class Answer:
         return "".join(choice["text"] for event in self.events() for choice in event["choices"])
 
 
-async def post(url: str, path: str, body: dict[str, Any], *, leave_after_bytes: int | None = None) -> Answer:
-    """One request on a connection of its own. The client closes it once it has `leave_after_bytes` of the answer's body."""
-    async with _connection(url) as (reader, writer):
-        sent_s = time.monotonic()
-        writer.write(_request(path, body))
-        head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-        received = bytearray()
-        async for part in _body_parts(reader, is_chunked="transfer-encoding: chunked" in head):
-            received += part
-            if leave_after_bytes is not None and len(received) >= leave_after_bytes:
-                return Answer(_status(head), bytes(received), True, sent_s)
-    return Answer(_status(head), bytes(received), False, sent_s)
+def ask(
+    url: str, path: str, bodies: Iterable[dict[str, Any]], leave_after: Sequence[int | None] = (), *, interval_s: float = 0
+) -> list[Answer]:
+    """All requests, `interval_s` after each other or at once, each on a connection of its own; the answers in the same order.
+
+    `leave_after`: for each request the bytes of its answer after which the client closes the connection, None to stay.
+    Raises OSError when the server is gone.
+    """
+    data = [_request(path, body) for body in bodies]
+    answers: list[Answer] = []
+    with selectors.DefaultSelector() as selector:
+        try:
+            next_s = time.monotonic()
+            for request, limit in zip(data, leave_after or [None] * len(data), strict=True):
+                while (wait_s := next_s - time.monotonic()) > 0:
+                    _receive_ready(selector, wait_s)
+                sock = _sent(url, request)
+                answers.append(Answer(time.monotonic()))
+                selector.register(sock, selectors.EVENT_READ, (answers[-1], limit))
+                next_s += interval_s
+            while selector.get_map():
+                _receive_ready(selector)
+        finally:
+            for key in list(selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]
+    return answers
 
 
 def send(url: str, path: str, body: dict[str, Any]) -> socket.socket:
     """A connection that has sent a request and reads nothing yet."""
+    return _sent(url, _request(path, body))
+
+
+def _receive_ready(selector: selectors.BaseSelector, timeout_s: float | None = None) -> None:
+    for key, _ in selector.select(timeout_s):
+        if not _receive(key):
+            selector.unregister(key.fileobj)
+            key.fileobj.close()  # type: ignore[union-attr]
+
+
+def _receive(key: selectors.SelectorKey) -> bool:
+    """Whether more is wanted."""
+    answer, limit = key.data
+    part = key.fileobj.recv(1 << 16)  # type: ignore[union-attr]
+    answer.first_byte_s = answer.first_byte_s or time.monotonic()
+    answer.received += part
+    answer.left = bool(part) and limit is not None and len(answer.received) >= limit
+    return bool(part) and not answer.left
+
+
+def _sent(url: str, request: bytes) -> socket.socket:
     address = urlsplit(url)
     sock = socket.create_connection((address.hostname, address.port))
-    sock.sendall(_request(path, body))
+    sock.sendall(request)
     return sock
-
-
-def refusal_times_s(url: str, path: str, body: dict[str, Any], num_clients: int) -> list[float]:
-    """Seconds from each of `num_clients` requests, sent at once on connections of their own, to the 429 that must be its answer."""
-    sent_s: dict[socket.socket, float] = {}
-    times_s = []
-    with selectors.DefaultSelector() as selector:
-        for _ in range(num_clients):
-            sock = send(url, path, body)
-            sent_s[sock] = time.monotonic()
-            selector.register(sock, selectors.EVENT_READ)
-        while selector.get_map():
-            for key, _ in selector.select():
-                assert isinstance(key.fileobj, socket.socket)
-                times_s.append(time.monotonic() - sent_s[key.fileobj])
-                assert key.fileobj.recv(1 << 16).startswith(b"HTTP/1.1 429 "), "the server was not full"
-                selector.unregister(key.fileobj)
-                key.fileobj.close()
-    return times_s
 
 
 def _request(path: str, body: dict[str, Any]) -> bytes:
@@ -85,24 +104,9 @@ def _request(path: str, body: dict[str, Any]) -> bytes:
     return f"POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
 
-def _status(head: str) -> int:
-    return int(head.split(" ", 2)[1])
-
-
-@asynccontextmanager
-async def _connection(url: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    address = urlsplit(url)
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-
-
-async def _body_parts(reader: asyncio.StreamReader, *, is_chunked: bool) -> AsyncIterator[bytes]:
-    if not is_chunked:
-        while part := await reader.read(1 << 16):
-            yield part
-        return
-    while size := int(await reader.readline(), 16):
-        yield (await reader.readexactly(size + 2))[:-2]
+def _chunks(data: bytes) -> Iterable[bytes]:
+    """Those of a chunked body that are whole."""
+    start = 0
+    while (end := data.find(b"\r\n", start)) >= 0 and (size := int(data[start:end], 16)):
+        yield data[end + 2 : end + 2 + size]
+        start = end + 2 + size + 2

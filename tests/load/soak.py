@@ -1,13 +1,13 @@
 """Waves of requests against one server: more than it takes, a tenth of the clients leaving, answers checked, the process weighed between.
 
-    warm up ─▶ [ burst of 5 × what may run and wait ─▶ all answered ─▶ weigh ] × many ─▶ Report
+    warm up ─▶ [ 5 × what may run and wait, 5 × as fast as it is served ─▶ all answered ─▶ weigh ] × many ─▶ Report
+                 after every fourth, 1 × that at once: the speed of a server that is just full, in the same minute
 
 The scripted model says in advance what it will answer, so a mixed-up answer is found whatever the load was.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import time
 from dataclasses import dataclass, field
@@ -16,16 +16,30 @@ from typing import Any
 from models.scripted import script_tag
 from server.served import Process
 
-from .client import Answer, post
+from .client import Answer, ask
 from .gauges import Held, held, metric
 
 MAX_BATCH_SIZE, MAX_QUEUE_LEN = 16, 48
 SERVE_OPTIONS = ("--max-batch-size", str(MAX_BATCH_SIZE), "--max-queue-len", str(MAX_QUEUE_LEN), "--kv-cache-memory", "24MiB")
 OVERLOAD, NUM_WARM_UP_WAVES = 5, 4
+WAVES_PER_CALM_ONE = 4
 SHARE_THAT_LEAVES = 0.1
 MAX_SCRIPT_LEN, MAX_PADDING = 60, 200
 POOL_LEN = 100
 """Different requests. Few, so that what the tokenizer remembers of prompts is full when the weighing begins."""
+
+
+@dataclass
+class Speed:
+    """Tokens of answers that were wanted and complete, and the time from the first request of a wave to its last answer."""
+
+    requests: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.tokens / self.seconds
 
 
 @dataclass
@@ -36,15 +50,16 @@ class Report:
     num_requests: int = 0
     num_left: int = 0
     num_whole: int = 0
+    num_whole_tokens: int = 0
     failures: list[str] = field(default_factory=list)
     rejection_times_s: list[float] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
+    in_bursts: Speed = field(default_factory=Speed)
+    in_calm: Speed = field(default_factory=Speed)
 
     @property
-    def tokens_per_s(self) -> float:
-        """Of answers that were wanted and complete."""
-        return self.tokens / self.seconds
+    def goodput(self) -> float:
+        """Speed under overload over that of a server that is just full."""
+        return self.in_bursts.tokens_per_s / self.in_calm.tokens_per_s
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,9 @@ class Request:
     leaves_after: int | None
 
 
-def make_request(rng: random.Random, max_script_len: int) -> Request:
+def make_request(rng: random.Random) -> Request:
     """A prompt that makes the model say `script`, streamed or not, one or two samples, plain or with padding that fills several blocks."""
-    script = "".join(rng.choice("abcdefgh é🙂") for _ in range(rng.randrange(1, max_script_len)))
+    script = "".join(rng.choice("abcdefgh é🙂") for _ in range(rng.randrange(1, MAX_SCRIPT_LEN)))
     padding = "x" * rng.randrange(MAX_PADDING)
     body = {
         "prompt": padding + script_tag(script) + "<|go|>",
@@ -69,54 +84,67 @@ def make_request(rng: random.Random, max_script_len: int) -> Request:
     return Request(script, body, rng.randrange(1, 2000) if leaves else None)
 
 
-async def ask(process: Process, request: Request, report: Report) -> None:
-    """One client: its answer is counted, and checked against the script."""
-    answer = await post(process.url, "/v1/completions", request.body, leave_after_bytes=request.leaves_after)
+def _note(answer: Answer, request: Request, report: Report) -> None:
+    """An answer is counted, and checked against the script."""
     report.num_requests += 1
     if answer.status == 429:
-        report.rejection_times_s.append(answer.took_s)
+        assert answer.first_byte_s is not None
+        report.rejection_times_s.append(answer.first_byte_s - answer.sent_s)
     elif answer.left:
         report.num_left += 1
-    else:
-        _check(answer, request, report)
-
-
-def _check(answer: Answer, request: Request, report: Report) -> None:
-    texts = [""] * request.body["n"]
-    if answer.status == 200:
-        for event in answer.events():
-            for choice in event["choices"]:
-                texts[choice["index"]] += choice["text"]
-    if texts == [request.script] * len(texts):
+    elif _texts(answer, request) == [request.script] * request.body["n"]:
         report.num_whole += 1
-        report.tokens += len(texts) * (len(request.script.encode()) + 1)
+        report.num_whole_tokens += request.body["n"] * (len(request.script.encode()) + 1)
     else:
         report.failures.append(f"status {answer.status}: asked for {request.script!r}, got {answer.body[:200]!r}")
 
 
-async def wave(process: Process, requests: list[Request], report: Report) -> None:
-    """All at once; returns when each has its answer and the server holds none of them any more."""
-    started_s = time.monotonic()
-    await asyncio.gather(*(ask(process, request, report) for request in requests))
-    report.seconds += time.monotonic() - started_s
+def _texts(answer: Answer, request: Request) -> list[str]:
+    texts = [""] * request.body["n"]
+    for event in answer.events() if answer.status == 200 else ():
+        for choice in event["choices"]:
+            texts[choice["index"]] += choice["text"]
+    return texts
+
+
+def wave(process: Process, requests: list[Request], report: Report, speed: Speed, interval_s: float = 0) -> None:
+    """Requests `interval_s` after each other or at once; returns when the server holds none of them and no block any more."""
+    started_s, num_tokens = time.monotonic(), report.num_whole_tokens
+    leave_after = [request.leaves_after for request in requests]
+    answers = ask(process.url, "/v1/completions", [request.body for request in requests], leave_after, interval_s=interval_s)
+    speed.seconds += time.monotonic() - started_s
+    speed.requests += len(requests)
+    for answer, request in zip(answers, requests, strict=True):
+        _note(answer, request, report)
+    speed.tokens += report.num_whole_tokens - num_tokens
     deadline_s = time.monotonic() + 60
-    while metric(process.metrics_url, "friendli_current_items"):
-        assert time.monotonic() < deadline_s, "requests whose clients left are still held"
-        await asyncio.sleep(0.01)
+    while any(metric(process.metrics_url, f"friendli_current_{what}") for what in ("items", "used_blocks")):
+        assert time.monotonic() < deadline_s, "requests whose clients left, or their blocks, are still held"
+        time.sleep(0.01)
 
 
-async def soak(
-    process: Process, seconds: float, *, overload: int = OVERLOAD, max_script_len: int = MAX_SCRIPT_LEN, seed: int = 0
-) -> Report:
-    """Bursts of `overload` times what the server runs and queues, for about `seconds`; the first ones only warm it up."""
+def soak(process: Process, seconds: float, seed: int = 0) -> Report:
+    """Waves of requests that come `OVERLOAD` times as fast as they are served, for about `seconds`; the first ones only warm up."""
     rng, report = random.Random(seed), Report()
-    pool = [make_request(rng, max_script_len) for _ in range(POOL_LEN)]
-    burst_len = overload * (MAX_BATCH_SIZE + MAX_QUEUE_LEN)
+    pool = [make_request(rng) for _ in range(POOL_LEN)]
+    full_len = MAX_BATCH_SIZE + MAX_QUEUE_LEN
+
+    def fill() -> None:
+        wave(process, rng.choices(pool, k=full_len), report, report.in_calm)
+
+    def overload() -> None:
+        interval_s = report.in_calm.seconds / report.in_calm.requests / OVERLOAD
+        wave(process, rng.choices(pool, k=OVERLOAD * full_len), report, report.in_bursts, interval_s)
+
+    fill()
     for _ in range(NUM_WARM_UP_WAVES):
-        await wave(process, rng.choices(pool, k=burst_len), report)
+        overload()
     report = Report()
+    fill()
     deadline_s = time.monotonic() + seconds
-    while time.monotonic() < deadline_s or len(report.samples) < 4:
-        await wave(process, rng.choices(pool, k=burst_len), report)
+    while time.monotonic() < deadline_s or len(report.samples) < WAVES_PER_CALM_ONE:
+        overload()
         report.samples.append(held(process.popen.pid, report.num_requests))
+        if len(report.samples) % WAVES_PER_CALM_ONE == 0:
+            fill()
     return report

@@ -1,6 +1,6 @@
 """kill -9 at random moments of compiling and of serving: the next start works, and nothing half written is ever taken for an artifact."""
 
-import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from models.scripted import script_tag
-from server.served import Process, scripted_artifact, serve
+from server.served import scripted_artifact, serve
 
-from .client import post
+from .client import ask
 
 FEW, MANY = 4, 50
 LOAD = [{"prompt": script_tag("abc" * i) + "<|go|>", "temperature": 0, "stream": True, "n": 2} for i in range(1, 17)]
@@ -30,19 +30,15 @@ def kill_serves(num_kills: int, seed: int) -> None:
         process = serve(scripted_artifact())
         killer = threading.Timer(rng.uniform(0, 0.2), process.popen.kill)
         killer.start()
-        asyncio.run(load(process))
+        while process.popen.poll() is None:
+            with contextlib.suppress(OSError):
+                ask(process.url, "/v1/completions", LOAD)
         process.popen.wait(timeout=60)
         killer.join()
     survivor = serve(scripted_artifact())
-    answer = asyncio.run(post(survivor.url, "/v1/completions", LOAD[0]))
+    (answer,) = ask(survivor.url, "/v1/completions", LOAD[:1])
     assert "".join(choice["text"] for event in answer.events() for choice in event["choices"] if choice["index"] == 0) == "abc"
     assert survivor.stop() == 0
-
-
-async def load(process: Process) -> None:
-    """Requests until the server is gone."""
-    while process.popen.poll() is None:
-        await asyncio.gather(*(post(process.url, "/v1/completions", body) for body in LOAD), return_exceptions=True)
 
 
 def test_a_compilation_killed_anywhere_leaves_a_whole_artifact_or_none(tmp_path: Path) -> None:

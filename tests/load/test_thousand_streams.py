@@ -1,15 +1,16 @@
 """A thousand streams at once on the embedded model, each equal to its run alone, and what a stream costs in memory."""
 
-import asyncio
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from server.served import FMO, Process, serve
 
-from .client import post
+from .client import ask
 from .gauges import held, memory_bytes
 
 MODEL = Path(__file__).parents[2] / "examples" / "stdlib-coder" / "model"
@@ -34,29 +35,31 @@ def request(index: int) -> dict[str, Any]:
     return {"prompt": f"def f{which}(" + "a, " * (which % 7), "max_tokens": NUM_TOKENS, "ignore_eos": True, "stream": True, **sampling}
 
 
-async def peak_memory_bytes(pid: int, until: asyncio.Event) -> int:
+def peak_memory_bytes(pid: int, until: threading.Event) -> int:
     peak = 0
-    while not until.is_set():
+    while not until.wait(0.1):
         peak = max(peak, memory_bytes(pid))
-        await asyncio.sleep(0.1)
     return peak
 
 
-async def answers(process: Process, requests: list[dict[str, Any]]) -> tuple[list[str], int]:
+def answers(process: Process, requests: list[dict[str, Any]]) -> tuple[list[str], int]:
     """The texts of all, asked at once, and the most memory that the server held meanwhile."""
-    done = asyncio.Event()
-    weighing = asyncio.create_task(peak_memory_bytes(process.popen.pid, done))
-    got = await asyncio.gather(*(post(process.url, "/v1/completions", body) for body in requests))
-    done.set()
+    done = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        weighing = pool.submit(peak_memory_bytes, process.popen.pid, done)
+        try:
+            got = ask(process.url, "/v1/completions", requests)
+        finally:
+            done.set()
     assert {answer.status for answer in got} == {200}
-    return [answer.text() for answer in got], await weighing
+    return [answer.text() for answer in got], weighing.result()
 
 
 def test_each_of_a_thousand_streams_is_what_it_is_alone_and_costs_little_memory(process: Process) -> None:
-    alone = [asyncio.run(answers(process, [request(index)]))[0][0] for index in range(NUM_PROMPTS)]
+    alone = [answers(process, [request(index)])[0][0] for index in range(NUM_PROMPTS)]
     assert len(set(alone)) > NUM_PROMPTS // 2
-    _, before_bytes = asyncio.run(answers(process, [request(index) for index in range(256)]))  # a full batch: all buffers exist
-    together, peak_bytes = asyncio.run(answers(process, [request(index) for index in range(NUM_STREAMS)]))
+    _, before_bytes = answers(process, [request(index) for index in range(256)])  # a full batch: all buffers exist
+    together, peak_bytes = answers(process, [request(index) for index in range(NUM_STREAMS)])
     assert together == [alone[index % NUM_PROMPTS] for index in range(NUM_STREAMS)]
     bytes_per_stream = (peak_bytes - before_bytes) / (NUM_STREAMS - 256)
     print(f"{bytes_per_stream / 1024:.1f} KiB a stream")

@@ -68,7 +68,7 @@ def start(
     app = App(model, bridge, metrics, options or AppOptions())
     sockets = [bind("127.0.0.1", 0, "--web-server-port"), bind("127.0.0.1", 0, "--metrics-port")]
     limits = app.options.limits
-    servers = [HttpServer(target, limits, sock) for target, sock in zip((app, MetricsApp(metrics)), sockets, strict=True)]
+    servers = [HttpServer(app, limits, sockets[0], app.refuse), HttpServer(MetricsApp(metrics), limits, sockets[1])]
     is_up = threading.Event()
 
     async def run() -> None:

@@ -16,7 +16,7 @@ COUNTERS = [
     "failure_by_nan_error",
     "failure_by_reject",
 ]
-GAUGES = ["current_requests", "current_items", "current_assigned_items", "current_waiting_items"]
+GAUGES = ["current_requests", "current_items", "current_assigned_items", "current_waiting_items", "current_used_blocks"]
 HISTOGRAMS = ["tcache_hit_ratio", "input_lengths", "output_lengths"]
 SUMMARIES = ["requests_latencies", "requests_ttft", "requests_queueing_delays"]
 
