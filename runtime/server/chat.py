@@ -61,7 +61,7 @@ def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     role = given.get("role")
     if role is None:
         raise bad_request(f"field '{where}.role' is missing", "messages", "missing_field")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise invalid_value(f"'{where}.role' is '{str(role)[:40]}', expected one of {', '.join(_ROLES)}", "messages")
     for key, value in given.items():
         if key in _EMPTY_ONLY and value not in ("", [], {}):

@@ -153,7 +153,7 @@ def _tool_choice(choice: dict[str, Any] | None) -> tuple[Any, bool | None]:
     kinds = {"auto": "auto", "any": "required", "none": "none"}
     if choice.get("type") == "tool":
         return {"type": "function", "function": {"name": choice.get("name")}}, parallel
-    if choice.get("type") not in kinds:
+    if not isinstance(choice.get("type"), str) or choice["type"] not in kinds:
         raise invalid_value(f"'tool_choice.type' is {str(choice.get('type'))[:40]!r}, expected auto, any, tool or none", "tool_choice")
     return kinds[choice["type"]], parallel
 

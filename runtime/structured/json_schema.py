@@ -155,7 +155,7 @@ class _Reducer:
             if not isinstance(value, str):
                 raise self._error(f"is a JSON {_json_type(value)}, expected a string", where)
             return self._pattern(value, where)
-        if keyword == "format" and value not in FORMATS:
+        if keyword == "format" and not (isinstance(value, str) and value in FORMATS):
             raise self._error(f"is {str(value)[:40]!r}; the supported formats are {', '.join(sorted(FORMATS))}", where)
         if keyword == "$ref" and not (isinstance(value, str) and (value == "#" or value.startswith("#/"))):
             raise self._error(f"is {str(value)[:80]!r}; only references inside the schema ('#/$defs/…') are supported", where)

@@ -292,3 +292,100 @@ def test_template_code_in_what_a_client_sends_stays_text(hermes: TestServer) -> 
     answer = hermes.post("/v1/chat/completions", messages=[{"role": "user", "content": text}]).json()["choices"][0]["message"]["content"]
     assert answer == text[2:-2]
     check(hermes.post("/v1/chat/completions", messages=USER, chat_template=text), 400, "chat_template")
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "a": {"type": "string", "format": "date", "minLength": 1, "maxLength": 30},
+        "b": {"type": "array", "items": {"enum": [1, "x"]}, "minItems": 0, "maxItems": 3},
+        "c": {"anyOf": [{"$ref": "#/$defs/d"}, {"const": 3}]},
+        "e": {"type": "object", "patternProperties": {"^x": {"type": "integer", "minimum": 1}}, "additionalProperties": False},
+    },
+    "required": ["a"],
+    "$defs": {"d": {"type": "number", "multipleOf": 2, "exclusiveMaximum": 9, "description": "d"}},
+}
+CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CONTENT = [{"type": "text", "text": "[[hi]]"}]
+WHOLE_BODIES: list[tuple[str, dict[str, Any]]] = [
+    (
+        "/v1/chat/completions",
+        {
+            "messages": [
+                {"role": "user", "content": CONTENT, "name": "n"},
+                {"role": "assistant", "content": "x", "reasoning_content": "r", "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "call_1", "content": "y"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "description": "d", "strict": True, "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "stream_options": {"include_usage": True},
+            "stream": True,
+            "logit_bias": {"40": 1.0},
+            "stop": ["a"],
+            "chat_template_kwargs": {"a": 1},
+            "max_tokens": 5,
+        },
+    ),
+    ("/v1/chat/completions", {"messages": USER, "max_tokens": 5, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}}),
+    ("/v1/completions", {"prompt": ["[[hi]]"], "max_tokens": 5, "bad_word_tokens": [{"tokens": [1]}], "response_format": {"type": "regex", "schema": "a"}}),
+    (
+        "/v1/messages",
+        {
+            "system": CONTENT,
+            "messages": [
+                {"role": "user", "content": CONTENT},
+                {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "tool_use", "id": "i", "name": "f", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "i", "content": CONTENT}]},
+            ],
+            "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}],
+            "tool_choice": {"type": "tool", "name": "f", "disable_parallel_tool_use": True},
+            "thinking": {"type": "enabled", "budget_tokens": 4},
+            "output_config": {"effort": "low"},
+            "stop_sequences": ["a"],
+            "max_tokens": 8,
+        },
+    ),
+    (
+        "/v1/responses",
+        {
+            "input": [
+                {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "[[hi]]"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": "o"},
+                {"type": "reasoning", "summary": []},
+            ],
+            "tools": [{"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}}],
+            "tool_choice": {"type": "function", "name": "f"},
+            "text": {"verbosity": "medium"},
+            "reasoning": {"effort": "low", "summary": "auto"},
+            "max_output_tokens": 5,
+        },
+    ),
+    ("/v1/messages", {"messages": USER, "max_tokens": 5, "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}),
+    ("/v1/responses", {"input": "a", "max_output_tokens": 5, "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}}),
+]  # fmt: skip
+
+
+def with_one_odd_value(value: Any) -> Iterator[Any]:
+    """`value` with each of its parts, at any depth, replaced by values of every type."""
+    for key, part in list(value.items() if isinstance(value, dict) else enumerate(value)):
+        for other in (None, True, -1.5, "x", [], {"a": []}, 10**30):
+            copy = value.copy()
+            copy[key] = other
+            yield copy
+        if isinstance(part, dict | list):
+            for changed in with_one_odd_value(part):
+                copy = value.copy()
+                copy[key] = changed
+                yield copy
+
+
+@pytest.mark.parametrize(("path", "body"), WHOLE_BODIES)
+def test_a_value_of_another_type_at_any_depth_is_answered_or_refused(hermes: TestServer, path: str, body: dict[str, Any]) -> None:
+    assert hermes.post(path, **body).status_code == 200
+    statuses = set()
+    for changed in with_one_odd_value(body):
+        response = hermes.post(path, **changed)
+        assert response.status_code in (200, 400, 404, 422), (changed, response.text)
+        statuses.add(response.status_code)
+    assert {200, 400, 422} <= statuses
