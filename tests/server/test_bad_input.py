@@ -316,7 +316,17 @@ WHOLE_BODIES: list[tuple[str, dict[str, Any]]] = [
                 {"role": "assistant", "content": "x", "reasoning_content": "r", "tool_calls": [CALL]},
                 {"role": "tool", "tool_call_id": "call_1", "content": "y"},
             ],
-            "tools": [{"type": "function", "function": {"name": "f", "description": "d", "strict": True, "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}],
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {
+                        "name": "f",
+                        "description": "d",
+                        "strict": True,
+                        "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}},
+                    },
+                }
+            ],
             "tool_choice": {"type": "function", "function": {"name": "f"}},
             "stream_options": {"include_usage": True},
             "stream": True,
@@ -326,15 +336,24 @@ WHOLE_BODIES: list[tuple[str, dict[str, Any]]] = [
             "max_tokens": 5,
         },
     ),
-    ("/v1/chat/completions", {"messages": USER, "max_tokens": 5, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}}),
-    ("/v1/completions", {"prompt": ["[[hi]]"], "max_tokens": 5, "bad_word_tokens": [{"tokens": [1]}], "response_format": {"type": "regex", "schema": "a"}}),
+    (
+        "/v1/chat/completions",
+        {"messages": USER, "max_tokens": 5, "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}},
+    ),
+    (
+        "/v1/completions",
+        {"prompt": ["[[hi]]"], "max_tokens": 5, "bad_word_tokens": [{"tokens": [1]}], "response_format": {"type": "regex", "schema": "a"}},
+    ),
     (
         "/v1/messages",
         {
             "system": CONTENT,
             "messages": [
                 {"role": "user", "content": CONTENT},
-                {"role": "assistant", "content": [{"type": "thinking", "thinking": "t"}, {"type": "tool_use", "id": "i", "name": "f", "input": {}}]},
+                {
+                    "role": "assistant",
+                    "content": [{"type": "thinking", "thinking": "t"}, {"type": "tool_use", "id": "i", "name": "f", "input": {}}],
+                },
                 {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "i", "content": CONTENT}]},
             ],
             "tools": [{"name": "f", "description": "d", "input_schema": {"type": "object", "properties": {}}}],
@@ -361,9 +380,15 @@ WHOLE_BODIES: list[tuple[str, dict[str, Any]]] = [
             "max_output_tokens": 5,
         },
     ),
-    ("/v1/messages", {"messages": USER, "max_tokens": 5, "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}}),
-    ("/v1/responses", {"input": "a", "max_output_tokens": 5, "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}}),
-]  # fmt: skip
+    (
+        "/v1/messages",
+        {"messages": USER, "max_tokens": 5, "output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
+    ),
+    (
+        "/v1/responses",
+        {"input": "a", "max_output_tokens": 5, "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}}},
+    ),
+]
 
 
 def with_one_odd_value(value: Any) -> Iterator[Any]:
