@@ -31,7 +31,15 @@ VOCAB_SIZE = 64
 ALIGNMENT = 64  # bytes: of every tensor in a file
 STREAMED_BYTES = 64 << 20  # of the weights of a step with few rows: more than the caches hold
 UNITS = {"read_bandwidth_gb_s": "gb_s", "fma_gflop_s": "gflop_s", "byte_gop_s": "gop_s"}
-QUANTIZED = [("i4", "i8", 32), ("i4", "i8", 128), ("u4", "i8", 32), ("i7", "i8", 128), ("i7", "i8", 0), ("i8", "i7", 128)]
+QUANTIZED = [
+    ("i4", "i8", 32),
+    ("i4", "i8", 128),
+    ("u4", "i8", 32),
+    ("i7", "i8", 128),
+    ("i7", "i8", 0),
+    ("i8", "i7", 128),
+    ("i7", "i7", 128),
+]
 QUANTIZED += [("i4", "f32", 32), ("i8", "f32", 128)]
 View = dict[str, Any]
 
@@ -90,12 +98,14 @@ class PlanWriter:
     def quant_weight(self, dims: list[int], dtype: str, group: int) -> View:
         """Random codes with f16 scales, in the layout block8; dims are whole blocks."""
         name, count = f"w{len(self.weights)}", int(np.prod(dims))
-        num_bytes, top = (count // 2, 256) if dtype in ("i4", "u4") else (count, {"i7": 128, "i8": 256}[dtype])
-        self.put(name, self.rng.integers(0, top, num_bytes, np.uint8).tobytes())
+        num_bytes, codes = (count // 2, (0, 256)) if dtype in ("i4", "u4") else (count, {"i7": (32, 97), "i8": (0, 256)}[dtype])
+        self.put(name, self.rng.integers(*codes, num_bytes, np.uint8).tobytes())
         self.put(name + ".scales", np.full(count // group, 0.01, np.float16).tobytes())
         if dtype == "u4":
             self.put(name + ".zeros", self.rng.integers(0, 16, count // group, np.uint8).tobytes())
         self.specs[name] = {"dtype": dtype, "layout": "block8", "dims": dims, "group": group, "scale_dtype": "f16"}
+        if dtype == "i7":
+            self.specs[name]["lane_sum"] = 512  # 16 codes of 32 at most
         return {"space": "weight", "id": name, "dtype": dtype, "dims": dims}
 
     def call(self, op: str, inputs: list[View | None], output: View, attrs: dict[str, Any] | None = None) -> View:

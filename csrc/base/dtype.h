@@ -15,6 +15,9 @@ namespace fmo {
 enum class DType : uint8_t { f32, i32, boolean, bf16, f16, i4, u4, e2m1, i7, i8, e4m3, e8m0 };
 
 inline bool is_weight_code(DType dtype) { return dtype >= DType::i4; }
+// What Σ |code − zero| of 16 codes of i7 cannot exceed anyhow (docs/quantized-weights.md, lane_sum).
+inline constexpr int64_t kAnyLaneSum = 16 * 64;
+
 inline constexpr bool is_nibble(DType dtype) {
   return dtype == DType::i4 || dtype == DType::u4 || dtype == DType::e2m1;
 }

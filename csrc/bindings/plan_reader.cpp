@@ -205,6 +205,13 @@ WeightSpec read_weight(nb::handle value, nb::dict places, const std::string& nam
   quant.scale_dtype = parse_dtype(to_string(member(value, "scale_dtype", where), where), where);
   quant.scales = find_place(places, name + ".scales", where);
   if (spec.dtype == DType::u4) quant.zeros = find_place(places, name + ".zeros", where);
+  if (const nb::object lane_sum = member_or_none(value, "lane_sum"); !lane_sum.is_none()) {
+    quant.lane_sum = to_int(lane_sum, where);
+    if (spec.dtype != DType::i7 || quant.lane_sum < 0)
+      throw PlanError("the lane_sum " + std::to_string(quant.lane_sum) + " of a weight that is " +
+                          dtype_name(spec.dtype) + ": expected one of i7, from 0 on",
+                      where);
+  }
   spec.quant = quant;
   return spec;
 }

@@ -146,6 +146,7 @@ QuantWeight Binder::quant_weight(size_t index, int rank, int64_t* num_experts) {
   w.dtype = spec.dtype;
   w.scale_dtype = spec.quant->scale_dtype;
   w.group = spec.quant->group;
+  w.lane_sum = spec.quant->lane_sum;
   w.N = spec.dims[spec.dims.size() - 2];
   w.K = spec.dims.back();
   if (rank == 3) *num_experts = spec.dims[0];

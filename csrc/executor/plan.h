@@ -78,6 +78,7 @@ struct FilePlace {
 struct QuantSpec {
   int64_t group = 0;  // columns per scale
   DType scale_dtype = DType::f16;
+  int64_t lane_sum = kAnyLaneSum;  // i7: what the sum of |code − zero| of a lane does not exceed
   FilePlace scales;
   std::optional<FilePlace> zeros;  // u4 only
 };

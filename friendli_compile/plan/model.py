@@ -147,6 +147,7 @@ class WeightSpec:
         entry: dict[str, Any] = {"dtype": self.dtype, "layout": self.layout, "dims": list(self.dims)}
         if self.format is not None:
             entry |= {"group": self.format.group, "scale_dtype": self.format.scale_dtype}
+            entry |= {} if self.format.lane_sum is None else {"lane_sum": self.format.lane_sum}
         return entry | {"expr": str(self.expression), "params": [param.name for param in self.expression.params]}
 
 

@@ -12,6 +12,7 @@ inside of a block elements of a group lie one behind the other in the first axis
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -128,19 +129,48 @@ def grouped_rounder(fmt: Format) -> Callable[[Array, Array | None, Format, bool]
 
 def _round_integers(w: Array, h: Array | None, fmt: Format, search: bool) -> Found:
     """Symmetric codes. The extreme value is mapped to the negative end where that reaches further (a scale may be negative)."""
-    table = INTEGERS[fmt.dtype]
-    low, high = np.float32(table.smallest), np.float32(table.largest)
+    low, high = _range_of(fmt)
     extreme = _extreme(w)
     plain = storable_scales(np.abs(extreme) / high, fmt.scale_dtype)
     codes = _integer_codes(w, plain, low, high)
     if not search:
-        return (codes - low).astype(np.uint8), plain, None
+        codes, scales = _within_lane_sum(w, codes, plain, fmt)
+        return (codes - low).astype(np.uint8), scales, None
     factors = CLIP_4BIT if fmt.bits == 4 else CLIP_8BIT
     scales = storable_scales(_fitted_scales(w, h, extreme, low, high, factors), fmt.scale_dtype)
     others = _integer_codes(w, scales, low, high)
     is_better = _error(w, others * scales, h) < _error(w, codes * plain, h)
-    found = np.where(is_better, others, codes) - low
-    return found.astype(np.uint8), np.where(is_better, scales, plain).astype(np.float32), None
+    codes, scales = np.where(is_better, others, codes), np.where(is_better, scales, plain).astype(np.float32)
+    codes, scales = _within_lane_sum(w, codes, scales, fmt)
+    return (codes - low).astype(np.uint8), scales, None
+
+
+def _within_lane_sum(w: Array, codes: Array, scales: Array, fmt: Format) -> tuple[Array, Array]:
+    """Codes (without zero) and scales; where the codes of a lane exceed the format's sum, the scale of their group grows until they do not.
+
+    Of values that are distributed like weights about one group in a thousand has such a lane."""
+    if fmt.lane_sum is None:
+        return codes, scales
+    for attempt in itertools.count():
+        excess = lane_sums(codes).max(axis=(0, 1)) / np.float32(fmt.lane_sum)
+        too_large = excess > 1
+        if not too_large.any():
+            break
+        least = np.float32(1 + 0.005 * 4**attempt)  # more each time: the smallest f16 scales grow in large steps only
+        grown = storable_scales(scales[too_large] * np.maximum(excess[too_large], least), fmt.scale_dtype)
+        scales[too_large] = grown
+        codes[:, too_large] = _integer_codes(w[:, too_large], grown, *_range_of(fmt))
+    return codes, scales
+
+
+def _range_of(fmt: Format) -> tuple[np.float32, np.float32]:
+    return np.float32(INTEGERS[fmt.dtype].smallest), np.float32(INTEGERS[fmt.dtype].largest)
+
+
+def lane_sums(codes: Array) -> Array:
+    """[G, M] codes without zero, G a multiple of 32 → [G/32, 2, M]: Σ |code| over columns k with k % 4 in {0, 1} and in {2, 3}."""
+    num_columns, num_groups = codes.shape
+    return np.abs(codes).reshape(num_columns // 32, 8, 2, 2, num_groups).sum(axis=(1, 3))
 
 
 def _fitted_scales(w: Array, h: Array | None, extreme: Array, low: np.float32, high: np.float32, factors: tuple[float, ...]) -> Array:

@@ -41,6 +41,7 @@ PAIRS: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("mxfp4", ""): (("e2m1", "i8"),),
     ("mxfp4", "a16"): (("e2m1", "f32"),),
 }
+MAX_LANE_SUM = 32767 // 63
 DEFAULT_ACTS = {"w4": "a16", "w7": "a8", "w8": "a16", "fp8": "", "mxfp4": ""}
 _SCHEME = re.compile(r"(w4|w7|w8|fp8|mxfp4)(a\w+)?(?::(\w+))?$")
 _GRAIN = re.compile(r"(?:g(\d+)(z?)|channel|tensor|block128)$")
@@ -64,6 +65,12 @@ class Format:
     @property
     def bits(self) -> int:
         return CODE_BITS[self.dtype]
+
+    @property
+    def lane_sum(self) -> int | None:
+        """What Σ |code − zero| over the 16 codes of a lane (every other pair of 32 neighbouring columns of a row) may be at most, so that
+        their products with activations of 7 bits fit into 16 bits. None: the kernel adds up fewer products, which always fit."""
+        return MAX_LANE_SUM if (self.dtype, self.act_dtype) == ("i7", "i7") else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class QuantMatrix:
     codes: np.ndarray
     scales: np.ndarray
     zeros: np.ndarray | None = None
+    lane_sum: int | None = None  # see docs/quantized-weights.md
 
     @property
     def is_per_channel(self) -> bool:
@@ -102,6 +103,8 @@ def pack_block8(w: QuantMatrix) -> np.ndarray:
 def add_quant_weight(plan: TinyPlan, w: QuantMatrix) -> View:
     name, dims = f"w{len(plan.weights)}", list(w.codes.shape)
     plan.weights[name] = {"dtype": w.dtype, "layout": "block8", "dims": dims, "group": w.group, "scale_dtype": w.scale_dtype}
+    if w.lane_sum is not None:
+        plan.weights[name]["lane_sum"] = w.lane_sum
     plan.arrays[name] = pack_block8(w)
     plan.arrays[name + ".scales"] = _in_blocks(w.scales, 0)
     if w.zeros is not None:

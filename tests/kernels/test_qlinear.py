@@ -107,6 +107,32 @@ def test_no_sum_of_extreme_codes_and_activations_overflows(num_rows: int, dtype:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 6, 31])
+def test_no_lane_at_its_bound_overflows(num_rows: int, isa: str) -> None:
+    K, group, lane_sum = 256, 128, 32767 // 63
+    magnitudes = np.resize([64] * 8 + [1] * 8, 16)  # of one lane, 520 in all; the other lane in another order
+    columns = np.stack([magnitudes.reshape(8, 2), magnitudes[::-1].reshape(8, 2)], axis=1).reshape(32)
+    signs = np.array([[-1] * 32, [-1, 1] * 16, [-1, -1, 1, 1] * 8, [1] * 16 + [-1] * 16], np.int64)
+    numbers = np.clip(np.tile(columns * signs, (1, K // 32)), -64, 63)
+    w = QuantMatrix("i7", "f32", group, (numbers + 64).astype(np.uint8), np.ones((4, K // group), np.float32), lane_sum=lane_sum)
+    x = np.resize(np.tile(signs, (1, K // 32)).astype(np.float32), (num_rows, K))
+    for rows in (x, -x, np.ones_like(x)):
+        plan, y = qlinear_plan(rows, w, "i7", group)
+        expected = rows.astype(np.float64) @ numbers.T.astype(np.float64)
+        np.testing.assert_allclose(plan.run(y, num_rows, isa=isa), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_bounded_lanes_change_no_bit() -> None:
+    rng = np.random.default_rng(11)
+    for num_rows, N, K, group, act_group in ((1, 5, 32, 32, 32), (3, 24, 192, 96, 96), (9, 40, 256, 256, 32), (70, 100, 512, 128, 128)):
+        x, w = random_rows(rng, num_rows, K), random_matrix(rng, "i7", (N, K), group)
+        w.codes = (64 + (w.codes.astype(np.int64) - 64) // 2).astype(np.uint8)  # 16 times 32: below the bound
+        w.lane_sum = 32767 // 63
+        plan, y = qlinear_plan(x, w, "i7", act_group)
+        np.testing.assert_array_equal(plan.run(y, num_rows), emulate(x, w, "i7", act_group))
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("num_rows", [1, 2, 5, 12])
 def test_a_row_with_a_nan_or_an_infinity_is_nan_and_the_others_are_not(num_rows: int, isa: str) -> None:
     rng = np.random.default_rng(5)
@@ -239,6 +265,7 @@ MALFORMED = {
     "a pair that could overflow": (["calls", 1, "attrs", "act_dtype"], "i7", "could overflow"),
     "scales of integers": (["weights", "w1", "scale_dtype"], "i32", "scales are i32"),
     "scales of another size": (["weights", "w1", "scale_dtype"], "f32", "bytes"),
+    "a bound of lanes of nibbles": (["weights", "w1", "lane_sum"], 520, "lane_sum 520 of a weight that is i4"),
     "zeros that are not there": (["weights", "w1", "dtype"], "u4", "w1.zeros"),
     "codes in another layout": (["weights", "w1", "layout"], "panel16", "block8"),
     "codes of a dtype of scales": (["weights", "w1", "dtype"], "e8m0", "dtype of scales"),

@@ -16,8 +16,8 @@ from friendli_compile.quantize.round_weight import Rounding
 from friendli_compile.quantize.rounding import dequantize, round_matrix
 from friendli_compile.quantize.schemes import Format, Scheme, parse_scheme
 
-SCHEMES = ["w4a8:g32", "w4a16:g16", "w4a16:g64z", "w7a8:g128", "w8a16:g128", "w8a16:channel", "w8a8:channel", "fp8:channel", "fp8:tensor",
-           "fp8:block128", "mxfp4"]  # fmt: skip
+SCHEMES = ["w4a8:g32", "w4a16:g16", "w4a16:g64z", "w7a8:g128", "w7a7:g128", "w8a16:g128", "w8a16:channel", "w8a8:channel", "fp8:channel",
+           "fp8:tensor", "fp8:block128", "mxfp4"]  # fmt: skip
 HALF_STEPS = {"i4": 7, "u4": 15 / 2, "i7": 63, "i8": 127}  # codes from 0 to the largest value
 
 
@@ -72,6 +72,22 @@ def test_plain_rounding_leaves_at_most_half_a_step(dtype: str) -> None:
 def test_a_searched_scale_is_not_worse_than_the_plain_one(fmt: Format) -> None:
     values = matrix()
     assert squared_error(values, fmt) <= 1.001 * squared_error(values, fmt, search=False)
+
+
+@pytest.mark.parametrize("scale_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("search", [True, False])
+def test_codes_of_seven_bits_keep_to_the_sum_of_a_lane(search: bool, scale_dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    fmt = Format("i7", 128, scale_dtype, "i7", 128)
+    usual, flat = rng.standard_normal((256, 1024)), rng.choice([-1.0, 1.0], (64, 1024))
+    values = np.concatenate([usual, flat, flat[:2] * 2.0**-19]).astype(np.float32)  # the last rows have the smallest scales of f16
+    rounded = round_matrix(values, fmt, search=search)
+    numbers = np.abs(rounded.codes.astype(np.int64) - 64).reshape(len(values), -1, 8, 2, 2)
+    assert fmt.lane_sum == 520 and numbers.sum(axis=(2, 4)).max() <= fmt.lane_sum
+    freely = replace(fmt, act_dtype="i8")
+    assert squared_error(usual.astype(np.float32), fmt, search=search) < 1.01 * squared_error(
+        usual.astype(np.float32), freely, search=search
+    )
 
 
 def test_four_bits_gain_at_least_a_tenth_from_the_search() -> None:

@@ -36,6 +36,7 @@ struct QuantWeight {
   DType dtype = DType::i4;         // i4, u4, i7, i8, e4m3, e2m1
   DType scale_dtype = DType::f16;  // f16, f32, e8m0
   int64_t group = 0;               // columns per scale; K: per channel
+  int64_t lane_sum = kAnyLaneSum;  // i7: Σ |code − zero| of the 16 codes of a lane in 32 columns does not exceed it
   int64_t N = 0, K = 0;
 
   bool is_4_bit() const { return dtype == DType::i4 || dtype == DType::u4 || dtype == DType::e2m1; }

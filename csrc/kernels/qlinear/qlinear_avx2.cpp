@@ -84,19 +84,20 @@ const TileTable& tile_table(DType dtype, int64_t flush, int64_t group) {
     case DType::e2m1:
       return one ? kTileTable<Form::e2m1, 32, true> : kTileTable<Form::e2m1, 32, false>;
     default:
-      return flush == 16 ? kTileTable<Form::bytes, 16, false> : kTileTable<Form::bytes, 8, false>;
+      return flush == 32 ? kTileTable<Form::bytes, 32, false> : kTileTable<Form::bytes, 8, false>;
   }
 }
 
 // Columns per flush, from the bit budget.
-int64_t flush_columns(DType dtype, Act act, int64_t act_group, int64_t num_rows) {
-  if (dtype == DType::i4) return act_group % 64 == 0 && num_rows > 2 ? 64 : 32;
-  if (is_nibble(dtype)) return 32;
-  return dtype == DType::i7 && act == Act::i7 ? 16 : 8;
+int64_t flush_columns(const QuantWeight& w, Act act, int64_t act_group, int64_t num_rows) {
+  if (w.dtype == DType::i4) return act_group % 64 == 0 && num_rows > 2 ? 64 : 32;
+  if (is_nibble(w.dtype)) return 32;
+  const bool fits = w.dtype == DType::i7 && act == Act::i7 && w.lane_sum * 63 <= 32767;
+  return fits ? 32 : 8;
 }
 
 RowFormat row_format(const QuantWeight& w, Act act, int64_t act_group, int64_t num_rows) {
-  const int64_t flush = flush_columns(w.dtype, act, act_group, num_rows);
+  const int64_t flush = flush_columns(w, act, act_group, num_rows);
   const int factor = w.dtype == DType::u4 ? -1 : -common_zero(w.dtype);
   return {act == Act::i8 ? 127.0f : 63.0f, act_group, flush, factor, is_nibble(w.dtype) ? 6 : 4};
 }

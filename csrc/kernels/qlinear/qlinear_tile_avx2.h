@@ -9,7 +9,7 @@
 //     sums += float(t) · (scale of w · scale of x)                                      one multiply-add
 //
 // The 16-bit sum of a lane has FLUSH / 2 products, so the bit budget (docs/quantized-weights.md) sets FLUSH: 64 for i4,
-// 32 for u4 and e2m1, 16 for i7 × i7, 8 for i7 × i8 and i8 × i7.
+// 32 for u4, e2m1 and i7 × i7 whose lanes are bounded, 8 for other bytes.
 #pragma once
 
 #include <immintrin.h>
