@@ -5,8 +5,9 @@
 //   … the quick brown fox … the quick ──▶ proposes: brown fox …        the last 3 tokens are looked for, then the last
 //   2
 //
-// What pays is learned from what became of the guesses, not from a clock: while all come true, more are made, up to
-// half as many again; when too few come true, the proposer falls silent for a while, longer each time.
+// What pays is learned from what became of the guesses, not from a clock: the first one is a single token, on trial;
+// while all come true, more are made, up to half as many again; when too few come true, the proposer falls silent for
+// a while, longer each time, and starts with a trial again.
 #pragma once
 
 #include <cstdint>

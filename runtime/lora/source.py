@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .config import CONFIG_FILE, AdapterError
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""Not `./folder` or `../folder`."""
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 FILES = [CONFIG_FILE, "adapter_model.safetensors", "tokenizer_config.json", "chat_template.jinja"]
 
@@ -53,4 +54,6 @@ def find_adapter(path_or_id: str) -> Path:
     except Exception as error:  # the hub's client raises many kinds, those of its HTTP library too
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = "check the spelling; private repositories need `hf auth login`; HF_HUB_OFFLINE=1 looks in the cache only"
-        raise AdapterError(f"the adapter '{path_or_id}' cannot be downloaded: {reason}", where=path_or_id, hint=hint) from None
+        raise AdapterError(
+            f"there is no adapter folder '{path_or_id}', and no such adapter from the hub: {reason}", where=path_or_id, hint=hint
+        ) from None

@@ -26,7 +26,9 @@ from .hash_model import HashModel, ManualEngine
     ],
 )
 def test_what_followed_the_same_tokens_before_is_proposed(tokens, limit, expected):
-    assert NgramProposer(3, 64).propose(tokens, limit) == expected
+    proposer = NgramProposer(3, 64)
+    proposer.note_outcome(1, 1, 0)  # no longer on trial
+    assert proposer.propose(tokens, limit) == expected
 
 
 def test_a_table_that_is_too_small_finds_less_and_nothing_wrong():
@@ -43,9 +45,10 @@ def test_guesses_that_do_not_come_true_are_made_ever_more_rarely_and_success_bri
     proposer, tokens = NgramProposer(3, 8192), [1, 2] * 50
     tries = []
     for _ in range(3000):
-        if proposer.propose(tokens, 3):
+        if proposed := proposer.propose(tokens, 3):
+            assert len(proposed) == 1, "one token on trial"
             tries.append(len(tokens))
-            proposer.note_outcome(0, 3, len(tokens) + 1)
+            proposer.note_outcome(0, 1, len(tokens) + 1)
         tokens += [1]
     gaps = np.diff(tries)
     assert len(tries) < 15 and (np.diff(gaps[2:]) >= 0).all() and gaps[-1] > 500
@@ -63,7 +66,7 @@ def test_more_is_guessed_while_all_comes_true_and_the_usual_number_after_a_mista
         proposed = proposer.propose(tokens, 100)
         lengths.append(len(proposed))
         proposer.note_outcome(len(proposed) - num_wrong, len(proposed), len(tokens))
-    assert lengths == [3, 4, 5, 5, 5, 5, 3, 4]
+    assert lengths == [1, 3, 4, 5, 5, 5, 3, 4]
     assert len(proposer.propose(tokens, 2)) == 2
     proposer.note_outcome(2, 2, len(tokens))
     assert len(proposer.propose(tokens, 100)) == 5, "a step without room for all teaches nothing"

@@ -47,21 +47,27 @@ def test_ten_minutes_of_overload_leave_nothing_behind_and_cost_no_throughput(pro
     report = soak(process, LONG_S)
     print(f"\n{report.num_requests} requests, {report.num_whole} whole, {report.num_left} left, {len(report.rejection_times_s)} rejected")
     print(f"memory {memory_slope(report.samples):.1f} bytes a request; goodput {report.goodput:.3f}; {report.samples[-1]}")
-    print(f"refused after {np.percentile(report.rejection_times_s, [50, 90, 99, 100]) * 1e3} ms")
     check(report, MAX_BYTES_PER_REQUEST)
     assert report.goodput >= 0.9
-    assert np.percentile(report.rejection_times_s, 95) < MAX_REFUSAL_S
     assert process.stop() == 0
+
+
+@pytest.mark.slow
+def test_who_is_refused_under_overload_knows_within_50_ms(process: Process) -> None:
+    """Of a machine with nothing else to do; short enough to have it for oneself."""
+    times_s = soak(process, SHORT_S / 2).rejection_times_s
+    print(f"\n{len(times_s)} refused after {np.percentile(times_s, [50, 90, 99, 100]) * 1e3} ms")
+    assert np.percentile(times_s, 99) < MAX_REFUSAL_S
 
 
 @pytest.mark.slow
 def test_256_clients_at_once_are_refused_within_50_ms_while_the_server_is_full(process: Process) -> None:
     slowest_s = []
     for _ in range(5):
-        filling = [send(process.url, "/v1/completions", LONG_ANSWER) for _ in range(MAX_BATCH_SIZE + MAX_QUEUE_LEN)]
-        deadline_s = time.monotonic() + 60
+        filling, deadline_s = [], time.monotonic() + 60
         while metric(process.metrics_url, "friendli_current_waiting_items") < MAX_QUEUE_LEN:
             assert time.monotonic() < deadline_s, "the queue does not fill"
+            filling += [send(process.url, "/v1/completions", LONG_ANSWER) for _ in range(MAX_BATCH_SIZE)]
         refused = ask(process.url, "/v1/completions", [{"prompt": "x" * 100, "n": 2}] * 256)
         assert {answer.status for answer in refused} == {429}, "the server was not full"
         times_s = [answer.first_byte_s - answer.sent_s for answer in refused if answer.first_byte_s is not None]

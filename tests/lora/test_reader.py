@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +129,15 @@ def test_a_hub_id_is_found_in_the_cache_without_a_network(adapter: Path, tmp_pat
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
     assert Adapter.load(find_adapter("org/law")).modules
+
+
+@pytest.mark.parametrize("path", ["./law", "../law", "law", "/law"])
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(path: str) -> None:
+    with pytest.raises(AdapterError, match=f"there is no adapter folder '{re.escape(path)}', and it is no hub id"):
+        find_adapter(path)
+
+
+def test_an_adapter_that_is_nowhere_is_a_clear_error_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(AdapterError, match="there is no adapter folder 'some-org/no-such-adapter', and no such adapter from the hub"):
+        find_adapter("some-org/no-such-adapter")
