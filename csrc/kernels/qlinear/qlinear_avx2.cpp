@@ -1,9 +1,10 @@
 // qlinear with integers for AVX2: one driver for any number of rows.
 //
-// R blocks from far-apart parts of the share go side by side (4 streams for up to two rows, else 2): that fills the
-// memory pipeline better than one long stream. All tiles of a block of rows (x stays in L2) pass over a block of K of
-// those blocks (codes stay in L1); meanwhile each tile prefetches its part of what comes next in each stream. Sums rest
-// in memory between blocks of K. With many tiles nibbles are unpacked to bytes once per block of K.
+// R blocks from far-apart parts of the share go side by side (4 streams for one or two rows where 16-bit sums are long,
+// else 2): that fills the memory pipeline better than one long stream. All tiles of a block of rows (x stays in L2)
+// pass over a block of K of those blocks (codes stay in L1); meanwhile each tile prefetches its part of what comes next
+// in each stream. Sums rest in memory between blocks of K. With many tiles nibbles are unpacked to bytes once per block
+// of K.
 #include "kernels/qlinear/qlinear_tables.h"
 #include "kernels/qlinear/qlinear_tile_avx2.h"
 
@@ -31,7 +32,7 @@ struct TileTable {
 
 template <Form FORM, int FLUSH, bool ONE, int R, int C>
 constexpr TileFunction tile_or_null() {
-  if constexpr (FORM == Form::bytes && (C > 4 || R == 4)) {
+  if constexpr (FORM == Form::bytes && (C > 4 || (R == 4 && (FLUSH == 8 || C > 1)))) {
     return nullptr;
   } else {
     return multiply_tile<FORM, false, FLUSH, ONE, R, C>;
@@ -69,7 +70,9 @@ constexpr TileTable kTileTable = {
     {nullptr, nullptr, nullptr, nullptr, nullptr, unpacked_or_null<FORM, FLUSH, ONE, 5>(),
      unpacked_or_null<FORM, FLUSH, ONE, 6>()},
     unpack_or_null<FORM>(),
-    FORM == Form::bytes ? 0 : 2,
+    FORM != Form::bytes ? 2
+    : FLUSH > 8         ? 1
+                        : 0,
     Tile<FORM, false, FLUSH, ONE, 1, 1>::kChunk,
     kBytesPer8<FORM>};
 

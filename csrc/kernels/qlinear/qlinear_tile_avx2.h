@@ -295,7 +295,7 @@ struct Tile {
     int64_t k = 0;
     do {
       prefetch(job);
-      if constexpr (R == 4) {
+      if constexpr (R == 4 && FORM != Form::bytes) {
         add_chunk_by_blocks(job, zeros, totals);
       } else if constexpr (FLUSH == 8) {
         add_chunk_by_rows(job, totals);
