@@ -94,6 +94,10 @@ class Embedder:
         age_s = 0.0 if is_idle else time.monotonic() - self._last_step_time
         return {"num_queued_requests": len(self._waiting), "num_running": len(self._running), "heartbeat_age_s": age_s}
 
+    @property
+    def num_queued_requests(self) -> int:
+        return len(self._waiting)
+
     def shutdown(self) -> None:
         """Ends the thread after its step; what was not finished gets EngineStopped."""
         with self._changed:

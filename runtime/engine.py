@@ -1,9 +1,9 @@
 """The Python face of the C++ engine: submit token ids, get tokens back by callback.
 
-One C++ thread steps the model without the GIL; one Python thread (the dispatcher) wakes once per step, takes all events of the step in one
-call and hands each request its own as one list. No text here (see `tokenizer`), no HTTP, no artifact loading.
+One C++ thread steps the model without the GIL. A Python thread (the dispatcher), or an event loop in its place, wakes once per step, takes
+all events of the step in one call and hands each request its own as one list. No text here (see `tokenizer`), no HTTP, no artifact loading.
 
-    submit ─▶ C++ queue ─▶ step loop ─▶ outbox + eventfd ─▶ dispatcher ─▶ sink(list[TokenOutput]) … ─▶ on_batch_end()
+    submit ─▶ C++ queue ─▶ step loop ─▶ outbox + event_fd ─▶ dispatcher, or whoever calls deliver() ─▶ sink(list[TokenOutput]) …
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Engine:
     `ngram_size`: tokens that are guessed ahead from what a sequence has said before, up to half as many again while all come true, and as
     far as the executor is bound for more logits than `max_num_seqs`; 0: none. Guesses change the time, never a token.
     `has_prefix_cache`: requests take the computed blocks of others whose tokens begin alike and whose `cache_salt` is the same.
-    `on_batch_end`: called on the dispatcher thread after the sinks of one step: the place for one hop into an event loop per step.
+    `has_dispatcher` False: sinks are called by `deliver` only, which is to be called when `event_fd` is readable, always on one thread.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Engine:
         has_prefix_cache: bool = True,
         ignores_nan: bool = False,
         ngram_size: int = 0,
-        on_batch_end: Callable[[], None] | None = None,
+        has_dispatcher: bool = True,
     ) -> None:
         from . import _core  # here, so that importing this module loads no native code
 
@@ -133,7 +133,8 @@ class Engine:
         self.vocab_size = vocab_size
         self.max_total_len: int = self._core.max_total_len
         """Prompt + output of the largest request that fits both the context and the KV cache."""
-        self._on_batch_end = on_batch_end
+        self._has_dispatcher = has_dispatcher
+        self._is_started = False
         self._requests: dict[int, _Request] = {}
         self._lock = threading.Lock()
         self._dispatcher: threading.Thread | None = None
@@ -142,15 +143,26 @@ class Engine:
 
     def start(self) -> None:
         """Starts the step loop and the dispatcher. A second call does nothing; after `shutdown` it raises EngineStopped."""
-        if self._dispatcher is not None:
+        if self._is_started:
             return
         try:
             self._core.start()
         except self._stopped as error:
             raise EngineStopped(str(error), hint="make a new engine") from None
+        self._is_started = True
         atexit.register(self.shutdown)  # neither thread may outlive the interpreter
-        self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
-        self._dispatcher.start()
+        if self._has_dispatcher:
+            self._dispatcher = threading.Thread(target=self._dispatch_loop, name="fmo-dispatch", daemon=True)
+            self._dispatcher.start()
+
+    @property
+    def event_fd(self) -> int:
+        """Readable while outputs wait."""
+        return self._core.event_fd
+
+    def deliver(self) -> bool:
+        """Hands the outputs that wait to their sinks; False if there are none. For an engine without a dispatcher."""
+        return self._deliver_events(0)
 
     def submit(
         self,
@@ -160,7 +172,7 @@ class Engine:
         constraint: MaskSource | None = None,
         adapter: str | None = None,
     ) -> int:
-        """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, on the dispatcher thread.
+        """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, as the engine delivers.
 
         With a `constraint` no token is sampled that it does not allow; `params` that ask for a format are refused without one.
         `adapter`: the name of a loaded one, None for the base model; it stays in memory until the request has ended.
@@ -221,9 +233,17 @@ class Engine:
         self._core.wake()
         self._mask_feeder.close()
         atexit.unregister(self.shutdown)
+        self._is_started = False
         dispatcher, self._dispatcher = self._dispatcher, None
         if dispatcher is not None and dispatcher is not threading.current_thread():
             dispatcher.join()
+        while not self._has_dispatcher and self.deliver():
+            pass
+
+    @property
+    def num_queued_requests(self) -> int:
+        """Requests of which no sample has started."""
+        return self._core.num_queued_requests
 
     def num_open_requests(self) -> int:
         """Requests whose last output has not been delivered."""
@@ -257,14 +277,14 @@ class Engine:
     def _dispatch_loop(self) -> None:
         while True:
             closing = self._closing.is_set()  # read before the events: what `stop` emitted is then still delivered
-            batches = self._core.take_events(0 if closing else _WAIT_MS)
-            for request_id, rows in batches:
-                self._deliver(request_id, [TokenOutput(*row) for row in rows])
-            if batches and self._on_batch_end is not None:
-                with _logged("on_batch_end"):
-                    self._on_batch_end()
-            if closing and not batches:
+            if not self._deliver_events(0 if closing else _WAIT_MS) and closing:
                 return
+
+    def _deliver_events(self, timeout_ms: int) -> bool:
+        batches = self._core.take_events(timeout_ms)
+        for request_id, rows in batches:
+            self._deliver(request_id, [TokenOutput(*row) for row in rows])
+        return bool(batches)
 
     def _deliver(self, request_id: int, outputs: list[TokenOutput]) -> None:
         num_finished = sum(output.finish_reason is not None for output in outputs)

@@ -10,7 +10,7 @@ How much memory the KV cache gets is decided here, from the options or from what
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,8 +104,11 @@ class LoadedEmbedder:
         self.engine.shutdown()
 
 
-def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None] | None = None) -> LoadedModel:
-    """Opens, checks and starts a model that writes text. Raises ArtifactError and its kinds, ConfigError, AdapterError."""
+def open_model(path: str | Path, options: EngineOptions, text: TextOptions, *, has_dispatcher: bool = True) -> LoadedModel:
+    """Opens, checks and starts a model that writes text; `has_dispatcher`: of its engine.
+
+    Raises ArtifactError and its kinds, ConfigError, AdapterError.
+    """
     artifact = Artifact.open(path)
     if artifact.embedding is not None:
         raise ConfigError(
@@ -117,7 +120,7 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_b
     num_blocks = num_kv_blocks(artifact, options)
     with ThreadPoolExecutor(1, "fmo-load-text") as pool:
         texts = pool.submit(_load_text, artifact, text)
-        engine = _open_engine(artifact, options, num_blocks, on_batch_end)
+        engine = _open_engine(artifact, options, num_blocks, has_dispatcher)
         tokenizer, template = texts.result()
     verification.wait()
     _load_adapters(engine, artifact.name, tokenizer, options.adapters)
@@ -126,10 +129,12 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, on_b
     return LoadedModel(artifact, engine, tokenizer, template, num_blocks * BLOCK_SIZE, num_blocks * block_bytes)
 
 
-def open_any(path: str | Path, options: EngineOptions, text: TextOptions, on_batch_end: Callable[[], None]) -> LoadedModel | LoadedEmbedder:
-    """Whatever the artifact holds, opened, checked and started. Raises as `open_model` does."""
+def open_any(path: str | Path, options: EngineOptions, text: TextOptions) -> LoadedModel | LoadedEmbedder:
+    """Whatever the artifact holds, opened, checked and started, without a dispatcher. Raises as `open_model` does."""
     artifact = Artifact.open(path)
-    return open_model(path, options, text, on_batch_end) if artifact.embedding is None else _open_embedder(artifact, options, text)
+    return (
+        _open_embedder(artifact, options, text) if artifact.embedding is not None else open_model(path, options, text, has_dispatcher=False)
+    )
 
 
 def _open_embedder(artifact: Artifact, options: EngineOptions, text: TextOptions) -> LoadedEmbedder:
@@ -179,7 +184,7 @@ def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | No
     return tokenizer, load_chat_template(folder, tokenizer)
 
 
-def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on_batch_end: Callable[[], None] | None) -> Engine:
+def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, has_dispatcher: bool) -> Engine:
     from .executor import load_executor
 
     if options.max_num_tokens < options.max_num_seqs:
@@ -207,7 +212,7 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, on
         has_prefix_cache=options.has_prefix_cache,
         ignores_nan=options.ignores_nan,
         ngram_size=options.ngram_size,
-        on_batch_end=on_batch_end,
+        has_dispatcher=has_dispatcher,
     )
 
 

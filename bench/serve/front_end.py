@@ -109,7 +109,7 @@ class Server:
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
         script = tokenizer.encode(ANSWER, add_special_tokens=False)
         self._engine = ScriptedEngine(
-            tokenizer, eos_id, bridge.flush, max_context_len=MAX_CONTEXT_LEN, step_s=STEP_S, script=lambda prompt_ids, params: script
+            tokenizer, eos_id, max_context_len=MAX_CONTEXT_LEN, step_s=STEP_S, script=lambda prompt_ids, params: script
         )
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())

@@ -136,9 +136,13 @@ EngineStats StepLoop::stats() const {
     const std::lock_guard lock(outbox_mutex_);
     stats = stats_;
   }
-  const std::lock_guard lock(mailbox_mutex_);
-  stats.num_queued_requests = num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
+  stats.num_queued_requests = num_queued_requests();
   return stats;
+}
+
+int64_t StepLoop::num_queued_requests() const {
+  const std::lock_guard lock(mailbox_mutex_);
+  return num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
 }
 
 double StepLoop::heartbeat_age_s() const {

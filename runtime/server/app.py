@@ -494,7 +494,7 @@ class App:
         return self.options.adapter_dir, registry
 
     def _is_full(self) -> bool:
-        return int(self.bridge.engine.stats()["num_queued_requests"]) >= self.options.max_queue_len
+        return self.bridge.engine.num_queued_requests >= self.options.max_queue_len
 
     async def _ready(self, exchange: Exchange) -> None:
         if self.is_draining or self._is_full():

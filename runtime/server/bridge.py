@@ -1,6 +1,6 @@
-"""The engine's dispatcher thread on one side, the event loop on the other: one hop per engine step, however many requests it served.
+"""The engine's outputs on the event loop, which wakes once per step, however many requests the step served.
 
-    dispatcher: sink, sink, … ─▶ pending ─ flush ─▶ (call_soon_threadsafe) ─▶ event loop: every receiver gets its outputs
+    step thread ─▶ event_fd ─▶ event loop: deliver ─▶ put, put, … of every receiver that got outputs ─▶ flush of each
 
 The bridge also tells when requests are first scheduled: the engine starts them in order of arrival and says how many have not been started.
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..engine import Sink, TokenOutput
@@ -20,7 +20,7 @@ from ..structured.mask_feeder import MaskSource
 
 
 class TokenEngine(Protocol):
-    """What the server needs of an engine; `friendli_runtime.engine.Engine` is one."""
+    """What the server needs of an engine; `friendli_runtime.engine.Engine` without a dispatcher is one."""
 
     max_context_len: int
     vocab_size: int
@@ -29,6 +29,14 @@ class TokenEngine(Protocol):
     @property
     def adapters(self) -> AdapterRegistry | None:
         """None where the engine takes no LoRA adapters."""
+
+    @property
+    def event_fd(self) -> int: ...
+
+    @property
+    def num_queued_requests(self) -> int: ...
+
+    def deliver(self) -> bool: ...
 
     def submit(
         self,
@@ -63,27 +71,24 @@ class Receiver(Protocol):
 
 
 class Bridge:
-    """Give `flush` to the engine as `on_batch_end`, then `attach` it to engine and running loop."""
+    """`attach` it to engine and running loop."""
 
     def __init__(self, on_first_schedule: Callable[[float], None]) -> None:
         self._on_first_schedule = on_first_schedule
-        self._pending: deque[tuple[Receiver, int, list[TokenOutput]]] = deque()
+        self._served: dict[Receiver, None] = {}  # those that got outputs since the last flush
         self._unstarted: dict[int, float] = {}  # request id → time of submission, oldest first
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: TokenEngine | None = None
 
-    def attach(self, engine: TokenEngine, loop: asyncio.AbstractEventLoop) -> None:
-        self._engine, self._loop = engine, loop
+    def attach(self, engine: TokenEngine, loop: asyncio.AbstractEventLoop | None) -> None:
+        """`loop` None: of an engine that gives no tokens."""
+        self._engine = engine
+        if loop is not None:
+            loop.add_reader(engine.event_fd, self._deliver)
 
     @property
     def engine(self) -> TokenEngine:
         assert self._engine is not None, "the bridge is not attached yet"
         return self._engine
-
-    def flush(self) -> None:
-        """Called on the dispatcher thread after the sinks of one step."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._deliver)
 
     def submit(
         self,
@@ -95,9 +100,7 @@ class Bridge:
         adapter: str | None = None,
     ) -> int:
         """Queues one prompt; its outputs go to `receiver`. Raises what `Engine.submit` raises."""
-        request_id = self.engine.submit(
-            prompt_ids, params, lambda outputs: self._pending.append((receiver, prompt_idx, outputs)), constraint, adapter
-        )
+        request_id = self.engine.submit(prompt_ids, params, partial(self._put, receiver, prompt_idx), constraint, adapter)
         self._unstarted[request_id] = time.monotonic()
         return request_id
 
@@ -105,22 +108,22 @@ class Bridge:
         self._unstarted.pop(request_id, None)
         self.engine.cancel(request_id)
 
+    def _put(self, receiver: Receiver, prompt_idx: int, outputs: list[TokenOutput]) -> None:
+        receiver.put(prompt_idx, outputs)
+        self._served[receiver] = None
+
     def _deliver(self) -> None:
         """What several steps gave while the loop was busy reaches each receiver in one go."""
-        pending = self._pending
-        receivers: dict[Receiver, None] = {}
-        while pending:
-            receiver, prompt_idx, outputs = pending.popleft()
-            receiver.put(prompt_idx, outputs)
-            receivers[receiver] = None
-        for receiver in receivers:
+        self.engine.deliver()
+        served, self._served = self._served, {}
+        for receiver in served:
             receiver.flush()
         if self._unstarted:
             self._note_started()
 
     def _note_started(self) -> None:
         """Whatever the engine no longer counts as waiting was started since the last step; what was cancelled may still be counted."""
-        num_started = max(0, len(self._unstarted) - int(self.engine.stats()["num_queued_requests"]))
+        num_started = max(0, len(self._unstarted) - self.engine.num_queued_requests)
         now = time.monotonic()
         for request_id in list(self._unstarted)[:num_started]:
             self._on_first_schedule(now - self._unstarted.pop(request_id))

@@ -15,6 +15,7 @@ from typing import Protocol
 
 from .errors import ApiError
 from .limits import Limits
+from .running import Waiter
 
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 Headers = Iterable[tuple[bytes, bytes]]
@@ -95,7 +96,7 @@ class Exchange:
         self._num_body_bytes = 0
         self._is_body_whole = False
         self._body_failure: Exception | None = None
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiter: Waiter | None = None
         self._is_begun = False
         self._head = b""
 
@@ -123,12 +124,12 @@ class Exchange:
     async def _wait_for_body(self) -> None:
         if (self.header(b"expect") or b"").lower() == b"100-continue":
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(self._limits.body_timeout_s):
-                await self._waiter
-        except TimeoutError:
-            raise ApiError(408, f"the body did not arrive within {self._limits.body_timeout_s} s", code="body_timeout") from None
+        what = f"the body did not arrive within {self._limits.body_timeout_s} s"
+        late = ApiError(408, what, code="body_timeout")
+        timer = asyncio.get_running_loop().call_later(self._limits.body_timeout_s, self.fail_body, late)
+        self._waiter = Waiter()
+        await self._waiter
+        timer.cancel()
 
     def add_body(self, part: bytes) -> None:
         """Called by the connection. What nobody will read is dropped."""
@@ -160,8 +161,8 @@ class Exchange:
         return ApiError(413, what, code="body_too_large", headers=(("connection", "close"),))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if self._waiter is not None:  # who waits goes on when the bytes at hand are parsed
+            asyncio.get_running_loop().call_soon(self._waiter.wake)
 
     # The answer --------------------------------------------------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from ..tools.constraint import CallConstraint
 from ..tools.forms import ReadOptions
 from .bridge import Bridge
 from .errors import ApiError, invalid_value, queue_full, unavailable
+from .running import Waiter
 
 _log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Generation:
     num_open_choices: int = 0
     _outputs: list[tuple[int, list[TokenOutput]]] = field(default_factory=list)  # with the index of their prompt
     _consume: Consumer = field(default=lambda batch: None)
-    _end: asyncio.Future[None] | None = None
+    _end: Waiter = field(default_factory=Waiter)
     _failure: Exception | None = None
     _is_paused: bool = False
     _choices: list[_Choice] = field(default_factory=list)
@@ -125,12 +126,12 @@ class Generation:
         what `consume` raises.
         """
         self._consume = consume
-        self._end = asyncio.get_running_loop().create_future()
         try:
             self._start()
+            if self._failure is None:
+                await self._end
             if self._failure is not None:
                 raise self._failure
-            await self._end
         finally:
             self._close()
 
@@ -167,7 +168,7 @@ class Generation:
     def abort(self, failure: Exception) -> None:
         """Ends the request: `run` raises `failure`, the first one counts."""
         self._failure = self._failure or failure
-        self._finish()
+        self._end.wake()
 
     def pause(self) -> None:
         """The client is slow: what the engine gives waits here."""
@@ -192,7 +193,7 @@ class Generation:
         except Exception as error:
             self._failure = error
         if self._failure is not None or not self.num_open_choices:
-            self._finish()
+            self._end.wake()
 
     def _read(self, taken: list[tuple[int, list[TokenOutput]]]) -> Batch:
         """The outputs as text, up to the first failure."""
@@ -216,14 +217,6 @@ class Generation:
                         return batch
                 batch.append((choice_idx, delta))
         return batch
-
-    def _finish(self) -> None:
-        if self._end is None or self._end.done():
-            return
-        if self._failure is None:
-            self._end.set_result(None)
-        else:
-            self._end.set_exception(self._failure)
 
     def _close(self) -> None:
         """Cancels whatever still runs and records the request."""

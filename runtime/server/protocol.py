@@ -1,6 +1,6 @@
 """HTTP/1.1 on a socket: connections, their requests in order, and bounds on what comes before a body.
 
-    bytes ─httptools─▶ head ─▶ Exchange ─▶ task: app(exchange)          a second request on a connection waits for the first one's answer
+    bytes ─httptools─▶ head ─▶ Exchange ─▶ run(app(exchange))           a second request on a connection waits for the first one's answer
 
 A head (request line and headers) has a size, a number of fields and a time to arrive; a connection that sends nothing is closed, as is one
 that the client half-closes. What exceeds a bound gets 431 or 408, what is not HTTP 400, and the connection is closed. One connection too
@@ -24,11 +24,13 @@ import httptools
 from .errors import bad_request
 from .exchange import Exchange
 from .limits import Limits
+from .running import run
 
 App = Callable[[Exchange], Coroutine[Any, Any, None]]
 _BACKLOG = 1024
 _ACCEPTED_AT_ONCE = 16
 """Connections, before those that are there already get their turn again: a burst of new ones does not hold up the others."""
+_BUFFER_BYTES = 64 * 2**10
 _MIN_PROGRESS_BYTES = 16 * 2**10
 """What a client has to take in `write_stall_s` when the buffer of its connection is full."""
 _CLOSING_S = 0.1
@@ -49,7 +51,8 @@ class HttpServer:
         self.refuse = refuse
         self.connections: set[HttpConnection] = set()
         self.idle: dict[HttpConnection, None] = {}  # those without a request; the longest first
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.buffer = memoryview(bytearray(_BUFFER_BYTES))
+        """Where every connection receives: what is in it is parsed at once."""
         self.is_stopping = False
         self._socket = sock
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -95,12 +98,10 @@ class HttpServer:
 
     def start(self, exchange: Exchange) -> None:
         assert self._loop is not None
-        task = self._loop.create_task(self.app(exchange))
-        self.tasks.add(task)  # the loop itself keeps no reference
-        task.add_done_callback(self.tasks.discard)
+        run(self.app(exchange), self._loop)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """One connection. The parser calls the `on_` methods; the public rest is for the Exchange and the server."""
 
     def __init__(self, server: HttpServer) -> None:
@@ -113,6 +114,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_fresh = True  # no request so far
         self._in_head = False
         self._num_head_bytes = 0
+        self._new: Exchange | None = None  # starts when the bytes at hand are parsed
         self._reading: Exchange | None = None
         self._answering: Exchange | None = None
         self._waiting: deque[Exchange] = deque()
@@ -136,20 +138,29 @@ class HttpConnection(asyncio.Protocol):
             self._timer.cancel()
         if self._answering is not None:
             self._answering.leave()
-        self._answering = self._reading = None
+        self._answering = self._reading = self._new = None
         self._waiting.clear()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._server.buffer
+
+    def buffer_updated(self, num_bytes: int) -> None:
         if self._parser is None:
             return
-        self._num_head_bytes += len(data)
+        self._num_head_bytes += num_bytes
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._server.buffer[:num_bytes])
         except httptools.HttpParserUpgrade:
             self._parser = None  # answered as an ordinary request; what follows is another protocol
         except httptools.HttpParserError:
             self._read_no_more(400)
-            return
+        else:
+            self._check_head()
+        if self._new is not None:
+            exchange, self._new = self._new, None
+            self._server.start(exchange)
+
+    def _check_head(self) -> None:
         if self._num_head_bytes > self._limits.max_header_bytes:
             self._read_no_more(431)
         elif self._in_head and self._answering is None and self._deadline == inf:
@@ -175,7 +186,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url, self._headers, self._in_head = b"", [], True
         if self._answering is None and not self._is_fresh and not self._has_stalled:
-            self._deadline = inf  # was that of an idle connection; `data_received` sets one if the head is not whole
+            self._deadline = inf  # was that of an idle connection; `_check_head` sets one if the head is not whole
 
     def on_url(self, url: bytes) -> None:
         self._url += url
@@ -207,7 +218,7 @@ class HttpConnection(asyncio.Protocol):
             self._answering = self._reading
             self._server.idle.pop(self, None)
             if not self._server.refuse(self._reading):
-                self._server.start(self._reading)
+                self._new = self._reading
         else:
             self._waiting.append(self._reading)
             if self._transport is not None:
@@ -286,7 +297,7 @@ class HttpConnection(asyncio.Protocol):
             self._answering = self._waiting.popleft()
             if not self._waiting:
                 self._transport.resume_reading()
-            self._server.start(self._answering)
+            self._loop.call_soon(self._server.start, self._answering)  # not at once: many short requests would nest
         else:
             self._transport.resume_reading()
             self._server.idle[self] = None

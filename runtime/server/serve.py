@@ -67,7 +67,7 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
     with web_socket, metrics_socket:
         announce(f"opening {options.artifact}")
         _allow_connections(options.app.limits.max_connections)
-        loaded = open_any(options.artifact, options.engine, options.text, bridge.flush)
+        loaded = open_any(options.artifact, options.engine, options.text)
         model = served_model(loaded, options.served_model_name)
         if isinstance(loaded, LoadedModel):
             loaded.engine.adapters.reserve(model.name)
@@ -137,7 +137,7 @@ async def _run(
     from .protocol import HttpServer
 
     # Of an Embedder the app uses what it shares with a TokenEngine; `refuse_generation` keeps away what would generate.
-    app.bridge.attach(cast(TokenEngine, loaded.engine), asyncio.get_running_loop())
+    app.bridge.attach(cast(TokenEngine, loaded.engine), asyncio.get_running_loop() if isinstance(loaded, LoadedModel) else None)
     if isinstance(loaded, LoadedModel):
         app.warm_up()
     gc.collect()

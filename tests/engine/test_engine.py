@@ -90,14 +90,25 @@ def test_concurrent_requests_from_many_threads_get_the_tokens_of_solo_runs():
     assert (stats["num_used_blocks"], stats["num_finished_samples"], stats["heartbeat_age_s"] < TIMEOUT_S) == (0, 79, True)
 
 
-def test_one_call_of_the_sink_carries_all_samples_of_a_step_and_the_batch_hook_follows_it():
-    calls: list[str] = []
-    sink = Collector(2, lambda _: calls.append("sink"))
-    with make_engine(on_batch_end=lambda: calls.append("end")) as engine:
+def test_one_call_of_the_sink_carries_all_samples_of_a_step():
+    sink = Collector(2)
+    with make_engine() as engine:
         engine.submit([1], SamplingParams(n=2, seed=1, max_tokens=3), sink)
         sink.wait()
     assert all(len(batch) % 2 == 0 for batch in sink.batches)
-    assert calls[-1] == "end" and calls.count("end") == len(sink.batches)
+
+
+def test_without_a_dispatcher_outputs_wait_behind_the_event_fd_until_they_are_asked_for():
+    sink, last = Collector(), Collector()
+    with make_engine(has_dispatcher=False) as engine:
+        engine.submit([1], SamplingParams(seed=1, max_tokens=3), sink)
+        while not sink.done.is_set():
+            assert select.select([engine.event_fd], [], [], TIMEOUT_S)[0]
+            assert engine.deliver()
+        assert not engine.deliver() and not select.select([engine.event_fd], [], [], 0)[0]
+        assert sink.threads == {threading.current_thread().name}
+        engine.submit([1], SamplingParams(seed=1), last)
+    assert last.outputs[-1].finish_reason == "cancelled"
 
 
 def model_that_waits_for(event: threading.Event) -> HashModel:

@@ -39,10 +39,10 @@ def make_server(saved_model: SavedModel) -> Iterator[Callable[..., TestServer]]:
     artifact = compiled_base("llama_512", saved_model("llama_512")[1])
     stops = []
 
-    def make_engine(tokenizer: Any, eos_id: int, flush: Callable[[], None], max_queue_len: int) -> Engine:
+    def make_engine(tokenizer: Any, eos_id: int, max_queue_len: int) -> Engine:
         executor = load_executor(artifact, num_threads=1, max_num_tokens=64, max_num_logits=8, num_blocks=64)
         sizes = {"max_num_seqs": 8, "max_num_tokens": 64, "max_context_len": artifact.max_context_len, "vocab_size": artifact.vocab_size}
-        engine = Engine(executor, max_queue_len=max_queue_len, on_batch_end=flush, **sizes)
+        engine = Engine(executor, max_queue_len=max_queue_len, has_dispatcher=False, **sizes)
         engine.adapters.read_template = lambda folder: load_chat_template(folder, tokenizer)
         engine.adapters.reserve("scripted")
         return engine

@@ -39,6 +39,7 @@ class TestServer:
     tokenizer: Tokenizer
     client: httpx.Client
     connections: set[Any]
+    loop: asyncio.AbstractEventLoop
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -61,7 +62,7 @@ def start(
     eos_id = eos_ids[0]
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
     max_queue_len = options.max_queue_len if options is not None else 1024
-    engine = make_engine(tokenizer, eos_id, bridge.flush, max_queue_len=max_queue_len, **engine_options)
+    engine = make_engine(tokenizer, eos_id, max_queue_len=max_queue_len, **engine_options)
     chat_template = ChatTemplate(template, {"bos_token": "", "eos_token": "<|end|>"}) if with_template else None
     model = ServedModel("scripted", tokenizer if with_tokenizer else None, chat_template, eos_ids)
     metrics = Metrics("1.2.3", lambda: app.gauges())
@@ -70,9 +71,11 @@ def start(
     limits = app.options.limits
     servers = [HttpServer(app, limits, sockets[0], app.refuse), HttpServer(MetricsApp(metrics), limits, sockets[1])]
     is_up = threading.Event()
+    loops: list[asyncio.AbstractEventLoop] = []
 
     async def run() -> None:
-        bridge.attach(engine, asyncio.get_running_loop())
+        loops.append(asyncio.get_running_loop())
+        bridge.attach(engine, loops[0])
         is_up.set()
         await asyncio.gather(*(server.run_on_socket() for server in servers))
 
@@ -90,7 +93,7 @@ def start(
         thread.join()
         engine.shutdown()
 
-    return TestServer(urls[0], urls[1], app, engine, tokenizer, client, servers[0].connections), stop
+    return TestServer(urls[0], urls[1], app, engine, tokenizer, client, servers[0].connections, loops[0]), stop
 
 
 @pytest.fixture(scope="session")

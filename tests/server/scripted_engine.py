@@ -7,8 +7,10 @@ At a ☢ the "model" computes a NaN. Where a constraint does not allow the scrip
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +50,6 @@ class ScriptedEngine:
         self,
         tokenizer: Tokenizer,
         eos_id: int,
-        on_batch_end: Callable[[], None],
         *,
         max_num_seqs: int = 64,
         max_queue_len: int = 1024,
@@ -61,7 +62,9 @@ class ScriptedEngine:
         self.vocab_size = tokenizer.backend.get_vocab_size()
         self.step_s = step_s
         self.num_cancelled = 0
-        self._tokenizer, self._eos_id, self._on_batch_end = tokenizer, eos_id, on_batch_end
+        self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
+        self._outbox: deque[tuple[Sink, TokenOutput]] = deque()
+        self._tokenizer, self._eos_id = tokenizer, eos_id
         self._max_num_seqs, self._max_queue_len = max_num_seqs, max_queue_len
         self._script = script if script is not None else self._bracketed
         self._samples: list[_Sample] = []
@@ -105,6 +108,18 @@ class ScriptedEngine:
     def cancel_sample(self, request_id: int, sample_idx: int) -> None:
         self._cancel(lambda sample: (sample.request_id, sample.sample_idx) == (request_id, sample_idx))
 
+    def deliver(self) -> bool:
+        os.eventfd_read(self.event_fd)
+        num_waiting = len(self._outbox)
+        for _ in range(num_waiting):
+            sink, output = self._outbox.popleft()
+            sink([output])
+        return num_waiting > 0
+
+    @property
+    def num_queued_requests(self) -> int:
+        return int(self.stats()["num_queued_requests"])
+
     def stats(self) -> dict[str, Any]:
         started = {sample.request_id for sample in self._samples[: self._max_num_seqs]}
         waiting = {sample.request_id for sample in self._samples} - started
@@ -118,6 +133,7 @@ class ScriptedEngine:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
+        os.close(self.event_fd)
 
     def _bracketed(self, prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
         if params.forced_output_tokens:
@@ -147,9 +163,8 @@ class ScriptedEngine:
                 if any(output.finish_reason for _, output in done):
                     ended = {id(sample) for sample, output in done if output.finish_reason is not None}
                     self._samples = [sample for sample in self._samples if id(sample) not in ended]
-            for sample, output in done:
-                sample.sink([output])
-            self._on_batch_end()
+            self._outbox += [(sample.sink, output) for sample, output in done]
+            os.eventfd_write(self.event_fd, 1)
             if self._samples:
                 time.sleep(self.step_s)
 

@@ -77,13 +77,13 @@ class PacedModel(HashModel):
         return super().forward(*batch)
 
 
-def paced_engine(tokenizer: Tokenizer, eos_id: int, on_batch_end: Callable[[], None], max_queue_len: int) -> Engine:
+def paced_engine(tokenizer: Tokenizer, eos_id: int, max_queue_len: int) -> Engine:
     """The real engine, for two samples at a time, on a model with time to disturb it."""
     model = PacedModel(num_blocks=256, vocab_size=tokenizer.backend.get_vocab_size())
     model.gate = threading.Event()
     model.gate.set()
     sizes = {"max_num_seqs": 2, "max_num_tokens": 8, "max_context_len": 512, "vocab_size": model.vocab_size}
-    return Engine(model, max_queue_len=max_queue_len, on_batch_end=on_batch_end, **sizes)
+    return Engine(model, max_queue_len=max_queue_len, has_dispatcher=False, **sizes)
 
 
 PHASES = {  # name → (what is asked, when the client leaves)
@@ -201,7 +201,7 @@ def test_what_is_cut_off_gets_an_error_as_its_last_event(make_server: MakeServer
         running = pool.submit(server.post, "/v1/completions", **ENDLESS, stream=True)
         eventually(lambda: server.engine.stats()["num_running"] == 1, "the request runs")
         time.sleep(0.05)
-        server.app.bridge._loop.call_soon_threadsafe(server.app.abort_all, unavailable("the server is shutting down"))  # type: ignore[union-attr]
+        server.loop.call_soon_threadsafe(server.app.abort_all, unavailable("the server is shutting down"))
         text = running.result().text
     assert "shutting down" in text.strip().split("\n\n")[-1] and "[DONE]" not in text
 

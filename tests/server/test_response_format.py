@@ -23,10 +23,10 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "strict": Tru
 REGEX = {"type": "regex", "schema": r"(yes|no), \d{2}"}
 
 
-def babbling_engine(tokenizer: Any, eos_id: int, on_batch_end: Any, *, closing_bias: float = 3.0, **options: Any) -> Engine:
+def babbling_engine(tokenizer: Any, eos_id: int, *, closing_bias: float = 3.0, **options: Any) -> Engine:
     vocab_size = tokenizer.backend.get_vocab_size() + 3
     model = RandomModel(tokenizer, vocab_size, eos_id, closing_bias=closing_bias)
-    return Engine(model, max_num_tokens=256, max_context_len=4096, vocab_size=vocab_size, on_batch_end=on_batch_end)
+    return Engine(model, max_num_tokens=256, max_context_len=4096, vocab_size=vocab_size, has_dispatcher=False)
 
 
 @pytest.fixture(scope="module")
