@@ -8,7 +8,7 @@ value and the bounds, and knows the limits of the model. Nothing here touches th
 from __future__ import annotations
 
 import math
-import secrets
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -29,6 +29,7 @@ _FLOAT_BOUNDS = (
     ("xtc_probability", 0.0, 1.0),
 )
 _TOKEN_LISTS = ("stop_token_ids", "eos_token_ids", "forced_output_tokens", "logit_bias")
+_SEQUENCE_LISTS = ("stop_token_sequences", "bad_words_ids")
 _UINT64_MAX = 2**64 - 1
 _MIX_A, _MIX_B, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
 
@@ -46,9 +47,11 @@ class InvalidSamplingParams(ValueError):
         super().__init__(message + (f"; {hint}" if hint else ""))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to choose tokens and when to stop. The defaults sample from the model's own distribution until it ends or the context is full.
+
+    An instance made by `of` holds only what it was given, and only that is checked by `validate`: the rest are the defaults of the class.
 
     `max_tokens` None: until the context is full, or exactly the forced tokens if there are any.
     `max_total_tokens`: prompt + output; the smaller of the two limits counts.
@@ -92,14 +95,18 @@ class SamplingParams:
     cache_salt: str = ""
     response_format: Mapping[str, Any] | None = None
 
-    def with_(self, **changes: Any) -> SamplingParams:
-        """`dataclasses.replace`, several times as fast: it is called for every request."""
-        if not changes.keys() <= _FIELD_NAMES:
-            raise TypeError(f"SamplingParams has no field '{min(changes.keys() - _FIELD_NAMES)}'")
+    @staticmethod
+    def of(values: dict[str, Any]) -> SamplingParams:
+        """As the constructor, several times as fast: it is called for every request."""
+        if not values.keys() <= _FIELD_NAMES:
+            raise TypeError(f"SamplingParams has no field '{min(values.keys() - _FIELD_NAMES)}'")
         made = object.__new__(SamplingParams)
-        for name in _FIELD_NAMES:
-            object.__setattr__(made, name, changes[name] if name in changes else getattr(self, name))
+        made.__dict__.update(values)
         return made
+
+    def with_(self, **changes: Any) -> SamplingParams:
+        """`dataclasses.replace` in the manner of `of`."""
+        return SamplingParams.of({**self.__dict__, **changes})
 
     @property
     def is_constrained(self) -> bool:
@@ -108,25 +115,30 @@ class SamplingParams:
 
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
-        self._check_lengths(max_context_len, prompt_len)
+        given = self.__dict__
+        self._check_lengths(given, max_context_len, prompt_len)
         for name, low, high in _FLOAT_BOUNDS:
-            value = getattr(self, name)
-            if not (type(value) is float and low <= value <= high):  # the common case without a call; it is done for every request
-                _check_float(name, value, low, high)
-        if not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
+            if name in given:
+                value = given[name]
+                if not (type(value) is float and low <= value <= high):  # the common case without a call; it is done for every request
+                    _check_float(name, value, low, high)
+        if "repetition_penalty" in given and not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
             raise InvalidSamplingParams("repetition_penalty", self.repetition_penalty, "a number with 0 < repetition_penalty <= 100")
-        _check_int("top_k", self.top_k, 0, vocab_size)
-        _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
+        if "top_k" in given:
+            _check_int("top_k", self.top_k, 0, vocab_size)
+        if "n" in given:
+            _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, vocab_size)
-        self._check_seed()
-        if not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
+        if self.seed is not None:
+            self._check_seed()
+        if "cache_salt" in given and not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
             raise InvalidSamplingParams("cache_salt", self.cache_salt, f"a string of at most {MAX_CACHE_SALT_LEN} characters")
-        self._check_token_lists(vocab_size)
-        if self.is_constrained:
+        self._check_token_lists(given, vocab_size)
+        if self.response_format is not None and self.is_constrained:
             self._check_format()
 
-    def _check_lengths(self, max_context_len: int, prompt_len: int) -> None:
+    def _check_lengths(self, given: dict[str, Any], max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
             raise InvalidSamplingParams(
                 "prompt",
@@ -135,15 +147,18 @@ class SamplingParams:
                 f"the context of this model is {max_context_len} tokens, one is for the answer",
             )
         room = max_context_len - prompt_len
+        max_tokens = self.max_tokens
         where = f"prompt of {prompt_len} tokens in a context of {max_context_len}"
-        if self.max_tokens is not None:
-            _check_int("max_tokens", self.max_tokens, 1, room, where)
+        if max_tokens is not None and not (type(max_tokens) is int and 1 <= max_tokens <= room):
+            _check_int("max_tokens", max_tokens, 1, room, where)
         if self.max_total_tokens is not None:
             _check_int("max_total_tokens", self.max_total_tokens, prompt_len + 1, max_context_len, where)
-        _check_int("min_tokens", self.min_tokens, 0, self.output_limit(max_context_len, prompt_len), where)
-        if len(self.forced_output_tokens) > room:
+        if "min_tokens" in given:
+            _check_int("min_tokens", self.min_tokens, 0, self.output_limit(max_context_len, prompt_len), where)
+        if "forced_output_tokens" in given and len(self.forced_output_tokens) > room:
             raise InvalidSamplingParams("forced_output_tokens", f"{len(self.forced_output_tokens)} tokens", f"at most {room} tokens", where)
-        _check_int("no_repeat_ngram", self.no_repeat_ngram, 0, max_context_len)
+        if "no_repeat_ngram" in given:
+            _check_int("no_repeat_ngram", self.no_repeat_ngram, 0, max_context_len)
 
     def _check_format(self) -> None:
         why = "an answer with a 'response_format' ends where the format allows it"
@@ -156,21 +171,25 @@ class SamplingParams:
             if len(self.seed) != self.n:
                 raise InvalidSamplingParams("seed", self.seed, f"one number or {self.n} of them, one per sample (n = {self.n})")
             for seed in self.seed:
-                _check_int("seed", seed, 0, _UINT64_MAX)
-        elif self.seed is not None:
+                if not (type(seed) is int and 0 <= seed <= _UINT64_MAX):
+                    _check_int("seed", seed, 0, _UINT64_MAX)
+        else:
+            assert self.seed is not None
             _check_int("seed", self.seed, 0, _UINT64_MAX)
 
-    def _check_token_lists(self, vocab_size: int) -> None:
+    def _check_token_lists(self, given: dict[str, Any], vocab_size: int) -> None:
         for name in _TOKEN_LISTS:
-            if token_ids := getattr(self, name):
-                _check_token_ids(name, token_ids, vocab_size)
-        for token_id, bias in self.logit_bias.items():
-            _check_float(f"logit_bias[{token_id}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
-        for name, sequences in (("stop_token_sequences", self.stop_token_sequences), ("bad_words_ids", self.bad_words_ids)):
-            for sequence in sequences:
-                if len(sequence) == 0:
-                    raise InvalidSamplingParams(name, sequences, "token sequences of at least one token")
-                _check_token_ids(name, sequence, vocab_size)
+            if name in given:
+                _check_token_ids(name, given[name], vocab_size)
+        if "logit_bias" in given:
+            for token_id, bias in self.logit_bias.items():
+                _check_float(f"logit_bias[{token_id}]", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        for name in _SEQUENCE_LISTS:
+            if name in given:
+                for sequence in given[name]:
+                    if len(sequence) == 0:
+                        raise InvalidSamplingParams(name, given[name], "token sequences of at least one token")
+                    _check_token_ids(name, sequence, vocab_size)
 
     def output_limit(self, max_context_len: int, prompt_len: int) -> int:
         """The largest number of output tokens of one sample, >= 1 for values that `validate` accepts."""
@@ -190,10 +209,11 @@ class SamplingParams:
         """
         if isinstance(self.seed, tuple):
             return self.seed
-        first = secrets.randbits(53) if self.seed is None else self.seed
-        return (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, self.n)))
+        first = int.from_bytes(os.urandom(8), "little") >> 11 if self.seed is None else self.seed
+        return (first,) if self.n == 1 else (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, self.n)))
 
 
+SamplingParams.logit_bias = {}  # a default that the class lacks as the constructor makes a new one each time
 _FIELD_NAMES = frozenset(one.name for one in fields(SamplingParams))
 
 
@@ -221,5 +241,10 @@ def _check_int(name: str, value: int, low: int, high: int, hint: str | None = No
 
 def _check_token_ids(name: str, token_ids: Iterable[int], vocab_size: int) -> None:
     for token_id in token_ids:
-        if not (isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size):
+        if not (type(token_id) is int and 0 <= token_id < vocab_size) and not _is_token_id(token_id, vocab_size):
             raise InvalidSamplingParams(name, token_id, f"token ids from 0 to {vocab_size - 1}")
+
+
+def _is_token_id(token_id: object, vocab_size: int) -> bool:
+    """Of any integer type."""
+    return isinstance(token_id, int) and not isinstance(token_id, bool) and 0 <= token_id < vocab_size

@@ -3,9 +3,9 @@
     python bench/serve/front_end.py [--requests 1000] [--streams 32] [--tokens 500] [--repeats 3]
 
 A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
-(`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, the hop from the engine's thread,
-detokenizing, writing, and what the kernel does for it. The null engine, that of the server's tests, answers with a known text; each of its
-steps gives one token to every request. A request is a chat of about 100 tokens on a connection that stays open.
+(`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, taking outputs from the engine, detokenizing,
+writing, and what the kernel does for it. The null engine (null_engine.py) answers with a known text; each of its steps gives one token to
+every request. A request is a chat of about 100 tokens on a connection that stays open.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     request        unstreamed chat requests of one token, one after the other: the server sleeps between them
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import http.client
 import json
 import multiprocessing
@@ -30,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from friendli_runtime.metrics import Metrics
 from friendli_runtime.server.app import App, AppOptions, ServedModel
 from friendli_runtime.server.bridge import Bridge
@@ -39,7 +39,7 @@ from friendli_runtime.server.serve import bind
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from machine import ROOT, Busy, commit, cpu_name, results_dir
-from server.scripted_engine import ScriptedEngine
+from null_engine import NullEngine
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -108,9 +108,7 @@ class Server:
         eos_id = tokenizer.backend.token_to_id("<|end|>")
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
         script = tokenizer.encode(ANSWER, add_special_tokens=False)
-        self._engine = ScriptedEngine(
-            tokenizer, eos_id, max_context_len=MAX_CONTEXT_LEN, step_s=STEP_S, script=lambda prompt_ids, params: script
-        )
+        self._engine = NullEngine(script, tokenizer.backend.get_vocab_size(), MAX_CONTEXT_LEN, STEP_S)
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())
         app = App(model, bridge, metrics, AppOptions())
@@ -122,16 +120,18 @@ class Server:
         async def run() -> None:
             bridge.attach(self._engine, asyncio.get_running_loop())
             app.warm_up()
+            gc.collect()
+            gc.freeze()  # as the server does
             is_up.set()
             await self._server.run_on_socket()
 
-        self._engine.start()
         self._thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
         self._thread.start()
         is_up.wait()
 
     def stop(self) -> None:
         self._server.stop()
+        gc.unfreeze()
         self._thread.join()
         self._engine.shutdown()
 

@@ -9,4 +9,5 @@ NB_MODULE(_core, m) {
   fmo::bind_executor(m);
   fmo::bind_engine(m);
   fmo::bind_tokenizer(m);
+  fmo::bind_json(m);
 }

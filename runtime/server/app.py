@@ -3,7 +3,7 @@
 Every route but health needs the API key, if there is one. A failure of ours is answered with an opaque id that the log explains; a
 failure of the client with a message that names the field. No request outlives its client: a closed connection cancels what runs for it.
 
-    read_json ─▶ decode_request ─▶ prompts + SamplingParams ─▶ Generation ─▶ ChatAnswer | CompletionAnswer ─▶ JSON | event stream
+    read_request ─▶ prompts + SamplingParams ─▶ Generation ─▶ ChatAnswer | CompletionAnswer ─▶ JSON | event stream
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from os import urandom
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ from .completions import CompletionAnswer, completion_prompts, encode_prompts, e
 from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
 from .errors import ApiError, bad_request, queue_full, unavailable
 from .exchange import ClientGone, Exchange
-from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest, decode_request
+from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
 from .generation import Batch, Consumer, Generation, Prompt
 from .grammar_queue import GrammarQueue
-from .http import EventStream, read_json, send_body, send_error, send_json
+from .http import EventStream, read_request, send_body, send_error, send_json
 from .limits import Limits
 from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
 
@@ -247,7 +248,7 @@ class App:
         assert self.model.tokenizer is not None
         answer = ChatAnswer(
             generation,
-            secrets.token_hex(16),
+            urandom(16).hex(),
             target.name,
             self.model.tokenizer,
             with_logprobs=bool(request.logprobs),
@@ -269,14 +270,14 @@ class App:
         kind = responses.ResponsesRequest
         request, chat, prompts = await self._translated(exchange, kind, responses.chat_request, responses.RENAMED)
         generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
-        answer = responses.ResponsesAnswer(generation, secrets.token_hex(16), target.name, request, target.planner.new_call_id)
+        answer = responses.ResponsesAnswer(generation, urandom(16).hex(), target.name, request, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _translated(
         self, exchange: Exchange, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
     ) -> tuple[Any, ChatRequest, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
-        request = decode_request(await read_json(exchange, self.options.limits), kind)
+        request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
         self._targets.find(request.model)
         try:
@@ -291,7 +292,7 @@ class App:
         generation = self._generation(request, prompts)
         answer = CompletionAnswer(
             generation,
-            secrets.token_hex(16),
+            urandom(16).hex(),
             self._targets.find(request.model).name,
             self.model.tokenizer,
             with_logprobs=request.logprobs is not None,
@@ -301,7 +302,7 @@ class App:
 
     async def _prepared(self, exchange: Exchange, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
         """The checked request and its prompts. Raises ApiError."""
-        request = decode_request(await read_json(exchange, self.options.limits), kind)
+        request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
         self._targets.find(request.model)
         return request, await self._made(exchange, request, make_prompts)
@@ -425,7 +426,7 @@ class App:
             self.active.discard(generation)
 
     async def _embeddings(self, exchange: Exchange) -> None:
-        request = decode_request(await read_json(exchange, self.options.limits), EmbeddingsRequest)
+        request = await read_request(exchange, self.options.limits, EmbeddingsRequest)
         embedder = required_embedder(self.bridge.engine)
         target = self._targets.find(request.model)
         run = asyncio.get_running_loop().run_in_executor
@@ -439,14 +440,14 @@ class App:
     # Text and information ----------------------------------------------------------------------------------------------------------------
 
     async def _tokenize(self, exchange: Exchange) -> None:
-        request = decode_request(await read_json(exchange, self.options.limits), TokenizeRequest)
+        request = await read_request(exchange, self.options.limits, TokenizeRequest)
         self._targets.find(request.model)
         run = asyncio.get_running_loop().run_in_executor
         most = self.options.limits.max_body_bytes
         send_json(exchange, {"tokens": await run(self._pool, encode_text, request.prompt, self.model.tokenizer, most, "prompt")})
 
     async def _detokenize(self, exchange: Exchange) -> None:
-        request = decode_request(await read_json(exchange, self.options.limits), DetokenizeRequest)
+        request = await read_request(exchange, self.options.limits, DetokenizeRequest)
         self._targets.find(request.model)
         tokenizer = self.model.tokenizer
         if tokenizer is None:
@@ -471,7 +472,7 @@ class App:
         return card(target, self._targets.base, self.bridge.engine.max_total_len)
 
     async def _load_adapter(self, exchange: Exchange) -> None:
-        request = decode_request(await read_json(exchange, self.options.limits), AdapterRequest)
+        request = await read_request(exchange, self.options.limits, AdapterRequest)
         root, registry = self._adapter_admin()
         await asyncio.get_running_loop().run_in_executor(self._pool, load_from, root, registry, request.name, request.folder)
         send_json(exchange, self._model_card(self._targets.find(request.name)))

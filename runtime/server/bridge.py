@@ -77,18 +77,13 @@ class Bridge:
         self._on_first_schedule = on_first_schedule
         self._served: dict[Receiver, None] = {}  # those that got outputs since the last flush
         self._unstarted: dict[int, float] = {}  # request id → time of submission, oldest first
-        self._engine: TokenEngine | None = None
+        self.engine: TokenEngine
 
     def attach(self, engine: TokenEngine, loop: asyncio.AbstractEventLoop | None) -> None:
         """`loop` None: of an engine that gives no tokens."""
-        self._engine = engine
+        self.engine = engine
         if loop is not None:
             loop.add_reader(engine.event_fd, self._deliver)
-
-    @property
-    def engine(self) -> TokenEngine:
-        assert self._engine is not None, "the bridge is not attached yet"
-        return self._engine
 
     def submit(
         self,

@@ -27,6 +27,8 @@ from .limits import Limits
 from .reading import Choice, reading_of
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+_PLAIN_ROLES = {name: role for name, role in _ROLES.items() if name != "tool"}
+"""Of messages that need nothing but a content."""
 _USED = frozenset({"role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "reasoning"})
 _EMPTY_ONLY = frozenset({"refusal", "annotations", "audio", "function_call"})
 """Fields that OpenAI clients send back with an assistant's message; they hold nothing that a template reads."""
@@ -57,6 +59,9 @@ def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dic
 
 
 def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
+    content = message.get("content")
+    if len(message) == 2 and type(content) is str and message.get("role") in _PLAIN_ROLES:
+        return {"role": _PLAIN_ROLES[message["role"]], "content": content}
     given = {key: value for key, value in message.items() if value is not None}
     role = given.get("role")
     if role is None:

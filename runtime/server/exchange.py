@@ -124,12 +124,14 @@ class Exchange:
     async def _wait_for_body(self) -> None:
         if (self.header(b"expect") or b"").lower() == b"100-continue":
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        what = f"the body did not arrive within {self._limits.body_timeout_s} s"
-        late = ApiError(408, what, code="body_timeout")
-        timer = asyncio.get_running_loop().call_later(self._limits.body_timeout_s, self.fail_body, late)
+        timer = asyncio.get_running_loop().call_later(self._limits.body_timeout_s, self._expire)
         self._waiter = Waiter()
         await self._waiter
         timer.cancel()
+
+    def _expire(self) -> None:
+        self.fail_body(ApiError(408, f"the body did not arrive within {self._limits.body_timeout_s} s", code="body_timeout"))
+        self.wake()
 
     def add_body(self, part: bytes) -> None:
         """Called by the connection. What nobody will read is dropped."""
@@ -144,13 +146,16 @@ class Exchange:
     def end_body(self) -> None:
         """Called by the connection."""
         self._is_body_whole = True
-        self._wake()
 
     def fail_body(self, failure: Exception) -> None:
         """Called by the connection: the rest of the body will not come."""
         self._parts.clear()
         self._body_failure = self._body_failure or failure
-        self._wake()
+
+    def wake(self) -> None:
+        """Called by the connection when the bytes at hand are parsed: who waits for the body goes on if it is whole or will never be."""
+        if self._waiter is not None and (self._is_body_whole or self._body_failure is not None):
+            self._waiter.wake()
 
     @property
     def is_body_whole(self) -> bool:
@@ -159,10 +164,6 @@ class Exchange:
     def _too_large(self) -> ApiError:
         what = f"the body is larger than {self._limits.max_body_bytes} bytes"
         return ApiError(413, what, code="body_too_large", headers=(("connection", "close"),))
-
-    def _wake(self) -> None:
-        if self._waiter is not None:  # who waits goes on when the bytes at hand are parsed
-            asyncio.get_running_loop().call_soon(self._waiter.wake)
 
     # The answer --------------------------------------------------------------------------------------------------------------------------
 
@@ -224,6 +225,7 @@ class Exchange:
         """Ends the request with `failure`, the first one counts: whoever works for it, now or later, is told."""
         self._failure = self._failure or failure
         self.fail_body(failure)
+        self.wake()
         if self._listener is not None:
             self._listener.abort(failure)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -152,6 +153,13 @@ class AdapterRequest(msgspec.Struct, kw_only=True):
 
 
 Request = TypeVar("Request", bound=msgspec.Struct)
+
+
+@cache
+def strict_decoder(kind: type[Request]) -> msgspec.json.Decoder[Any]:
+    """Reads the JSON of a request that has fields of `kind` and ignored ones only; whatever it refuses, `decode_request` explains."""
+    ignored = [(name, Any, None) for name in sorted(IGNORED - set(kind.__struct_fields__))]
+    return msgspec.json.Decoder(msgspec.defstruct(kind.__name__, ignored, bases=(kind,), forbid_unknown_fields=True, kw_only=True))
 
 
 def decode_request(body: dict[str, Any], kind: type[Request]) -> Request:

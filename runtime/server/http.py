@@ -1,6 +1,6 @@
 """What exchanges carry: a JSON object in, with its limits, JSON or a stream of server-sent events out.
 
-Nothing here knows what the values mean.
+Nothing here knows what the values mean; which fields a request has is said in `fields`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from .._core import has_unique_names
 from .errors import ApiError, bad_request
 from .exchange import Exchange
+from .fields import Request, decode_request, strict_decoder
 from .limits import Limits
 
 JSON = b"application/json"
@@ -27,11 +29,22 @@ _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+(:?)', re.DOTALL)
 _STRUCTURE = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{}]', re.DOTALL)
 
 
-async def read_json(exchange: Exchange, limits: Limits) -> dict[str, Any]:
-    """The JSON object of the body. Raises ApiError 400, 408, 413 or 415, ClientGone when the client leaves."""
+async def read_request(exchange: Exchange, limits: Limits, kind: type[Request]) -> Request:
+    """The body as a request. Raises ApiError 400, 408, 413, 415 or 422, ClientGone when the client leaves."""
     if exchange.header(b"content-encoding") not in (None, b"identity"):
         raise ApiError(415, "compressed bodies are not accepted; send the JSON as it is", code="unsupported_encoding")
-    return parse_json_object(await exchange.body(), limits)
+    return parse_request(await exchange.body(), limits, kind)
+
+
+def parse_request(body: bytes, limits: Limits, kind: type[Request]) -> Request:
+    """`body` as a request, in one step if nothing is odd about it, else in steps that find out what is. Raises ApiError 400 or 422."""
+    if _is_shallow(body, limits) and has_unique_names(body):
+        try:
+            request: Request = strict_decoder(kind).decode(body)
+            return request
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            pass
+    return decode_request(parse_json_object(body, limits), kind)
 
 
 def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
@@ -43,8 +56,7 @@ def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
-    num_names = _STRINGS.findall(body).count(b":")
-    if num_names != _num_names(value):
+    if not has_unique_names(body) and _STRINGS.findall(body).count(b":") != _num_names(value):
         raise bad_request("an object of the body has two fields of the same name", code="duplicate_field")
     return value
 
@@ -65,9 +77,14 @@ def _num_names(value: Any) -> int:
     return total
 
 
+def _is_shallow(body: bytes, limits: Limits) -> bool:
+    """Whether the body has so few brackets that it cannot nest too deep."""
+    return body.count(b"[") + body.count(b"{") <= limits.max_json_depth
+
+
 def _check_structure(body: bytes, limits: Limits) -> None:
     """Bounds the depth and the number of arrays and objects before anything is built from them."""
-    if body.count(b"[") + body.count(b"{") <= limits.max_json_depth:
+    if _is_shallow(body, limits):
         return
     depth = num_containers = 0
     for match in _STRUCTURE.finditer(body):

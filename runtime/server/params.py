@@ -7,6 +7,7 @@ against the context) is checked per prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from ..sampling import InvalidSamplingParams, SamplingParams
@@ -33,6 +34,7 @@ _SAME_NAME = (
     "n",
     "cache_salt",
 )
+_same_name_of = attrgetter(*_SAME_NAME)
 _API_NAMES = {
     "bad_words_ids": "bad_words",
     "stop_token_ids": "stop_tokens",
@@ -43,25 +45,32 @@ _API_NAMES = {
 
 def sampling_fields(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
     """The SamplingParams fields that chat and completions share, without text that needs a tokenizer. Raises ApiError."""
-    values = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
-    _check_range("n", values.get("n", 1), 1, limits.max_n)
+    values = {name: value for name, value in zip(_SAME_NAME, _same_name_of(request), strict=True) if value is not None}
+    if request.n is not None:
+        _check_range("n", request.n, 1, limits.max_n)
     if request.seed is not None:
         values["seed"] = tuple(request.seed) if isinstance(request.seed, list) else request.seed
-    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
-    _check_count("stop", stops, limits.max_stop)
-    for stop in stops:
-        if not 1 <= len(stop.encode()) <= limits.max_stop_bytes:
-            raise invalid_value(f"a stop string has {len(stop.encode())} bytes, expected 1 to {limits.max_stop_bytes}", "stop")
-    values["stop"] = tuple(stops)
-    _check_count("eos_token", request.eos_token or [], limits.max_stop_tokens)
-    values["eos_token_ids"] = tuple(request.eos_token or ())
-    _check_count("logit_bias", request.logit_bias or {}, limits.max_logit_bias)
-    values["logit_bias"] = {_token_id(key): bias for key, bias in (request.logit_bias or {}).items()}
+    if request.stop is not None and request.stop != []:
+        values["stop"] = _stop_strings([request.stop] if isinstance(request.stop, str) else request.stop, limits)
+    if request.eos_token:
+        _check_count("eos_token", request.eos_token, limits.max_stop_tokens)
+        values["eos_token_ids"] = tuple(request.eos_token)
+    if request.logit_bias:
+        _check_count("logit_bias", request.logit_bias, limits.max_logit_bias)
+        values["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
     if request.timeout_microseconds is not None and request.timeout_microseconds < 0:
         raise invalid_value(f"'timeout_microseconds' is {request.timeout_microseconds}, expected 0 or more", "timeout_microseconds")
     if request.stream_options is not None and not request.stream:
         raise invalid_value("'stream_options' is only allowed with 'stream': true", "stream_options")
     return values
+
+
+def _stop_strings(stops: list[str], limits: Limits) -> tuple[str, ...]:
+    _check_count("stop", stops, limits.max_stop)
+    for stop in stops:
+        if not 1 <= len(stop.encode()) <= limits.max_stop_bytes:
+            raise invalid_value(f"a stop string has {len(stop.encode())} bytes, expected 1 to {limits.max_stop_bytes}", "stop")
+    return tuple(stops)
 
 
 def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
@@ -76,13 +85,13 @@ def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
     if request.logprobs:
         values["logprobs"] = request.top_logprobs or 0
         _check_range("top_logprobs", values["logprobs"], 0, limits.max_logprobs)
-    return SamplingParams(**values)
+    return SamplingParams.of(values)
 
 
 def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, limits: Limits) -> SamplingParams:
     """Everything but `max_total_tokens` and `min_total_tokens`, see `params_for_prompt`. Raises ApiError."""
     values = sampling_fields(request, limits)
-    if values["stop"] and tokenizer is None:
+    if "stop" in values and tokenizer is None:
         raise bad_request("this model has no tokenizer; give 'stop_tokens' instead of 'stop'", "stop", "tokenizer_missing")
     if request.logprobs is not None:
         _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
@@ -100,7 +109,7 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     values["stop_token_ids"] = tuple(sequence[0] for sequence in sequences if len(sequence) == 1)
     values["stop_token_sequences"] = tuple(sequence for sequence in sequences if len(sequence) != 1)
     values["bad_words_ids"] = _bad_words(request, tokenizer, limits)
-    return SamplingParams(**values)
+    return SamplingParams.of(values)
 
 
 def params_for_prompt(
@@ -108,7 +117,7 @@ def params_for_prompt(
 ) -> SamplingParams:
     """`params` with the limits that count prompt and answer together, with the model's own end-of-sequence tokens, and with a seed for
     each sample, drawn now, so that the answer can name them."""
-    eos_token_ids = tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids)))
+    eos_token_ids = tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids))) if params.eos_token_ids else model_eos_ids
     changes: dict[str, Any] = {"eos_token_ids": eos_token_ids, "seed": params.sample_seeds()}
     if isinstance(request, CompletionRequest) and request.max_total_tokens is not None:
         changes["max_total_tokens"] = request.max_total_tokens

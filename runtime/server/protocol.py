@@ -113,7 +113,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._is_fresh = True  # no request so far
         self._in_head = False
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_packet_bytes = 0
         self._new: Exchange | None = None  # starts when the bytes at hand are parsed
         self._reading: Exchange | None = None
         self._answering: Exchange | None = None
@@ -148,6 +148,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._parser is None:
             return
         self._num_head_bytes += num_bytes
+        self._num_packet_bytes = num_bytes
+        reading = self._reading
         try:
             self._parser.feed_data(self._server.buffer[:num_bytes])
         except httptools.HttpParserUpgrade:
@@ -156,6 +158,8 @@ class HttpConnection(asyncio.BufferedProtocol):
             self._read_no_more(400)
         else:
             self._check_head()
+        if reading is not None:
+            reading.wake()
         if self._new is not None:
             exchange, self._new = self._new, None
             self._server.start(exchange)
@@ -199,9 +203,8 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._parser is None:
             return
         self._in_head = self._is_fresh = False
-        self._num_head_bytes = 0
-        num_bytes = len(self._url) + sum([len(name) + len(value) for name, value in self._headers])
-        if len(self._headers) > self._limits.max_headers or num_bytes > self._limits.max_header_bytes:
+        num_bytes, self._num_head_bytes = self._num_head_bytes, 0
+        if len(self._headers) > self._limits.max_headers or self._is_head_too_large(num_bytes + self._num_packet_bytes):
             self._read_no_more(431)
             return
         if len(self._server.connections) > self._limits.max_connections:
@@ -234,6 +237,11 @@ class HttpConnection(asyncio.BufferedProtocol):
         if self._reading is not None:
             self._reading.end_body()
             self._reading = None
+
+    def _is_head_too_large(self, num_bytes: int) -> bool:
+        """`num_bytes`: no less than the head has; most often enough to know."""
+        most = self._limits.max_header_bytes
+        return num_bytes > most and len(self._url) + sum([len(name) + len(value) for name, value in self._headers]) > most
 
     def _has_body(self) -> bool:
         return any(name == b"transfer-encoding" or (name == b"content-length" and value != b"0") for name, value in self._headers)

@@ -129,6 +129,9 @@ def encode_prompt(
     tools: list[dict[str, Any]] | None = None,
 ) -> tuple[list[int], str]:
     """As `encode_chat`, with the end of the prompt's text."""
+    if not (variables or tools) and not any(map(tokenizer.may_spell_special, messages)):
+        text = template.render(messages)
+        return tokenizer.encode(text, add_special_tokens=False), text[-_TAIL_CHARS:]
     mark = unused_mark(json.dumps([messages, variables, tools], ensure_ascii=False))
     if mark is None:
         raise ChatTemplateError("the messages use every Unicode non-character")

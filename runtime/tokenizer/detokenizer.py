@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 
 from .pieces import PieceTable
 
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 _MAX_PENDING_TOKENS = 8
 """A character has at most 4 bytes, hence at most 4 tokens; a window that still ends in U+FFFD after 8 holds invalid bytes."""
 _CONTEXT_TOKENS = 6
@@ -39,7 +40,7 @@ class TableDetokenizer:
     def __init__(self, table: PieceTable, hidden_ids: Collection[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
         self._table = table
         self._hidden = hidden_ids
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = _Utf8Decoder("replace")
         self._at_start = not is_exact and all(token_id in hidden_ids for token_id in prompt_ids)
         self._lead_left = table.lead_count if self._at_start else 0
         self._is_whole = not self._at_start  # nothing is held back and nothing left to strip

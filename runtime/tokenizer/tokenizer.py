@@ -115,6 +115,12 @@ class Tokenizer:
 
     # Special tokens in user content ------------------------------------------------------------------------------------------------------
 
+    def may_spell_special(self, message: dict[str, Any]) -> bool:
+        """Whether a text of the message may spell a special token. False for messages of texts that surely do not."""
+        return bool(self._special_texts) and not all(
+            key == "role" or (type(value) is str and self._special_pattern.search(value) is None) for key, value in message.items()
+        )
+
     def mark_special_text(self, value: Any, mark: str) -> Any:
         """`value` with every special token that its strings spell broken up by `mark` after the first character."""
         if isinstance(value, str):

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from friendli_runtime.embedder import Embedder
 from friendli_runtime.metrics import Metrics
 from friendli_runtime.server.app import App, AppOptions, MetricsApp, ServedModel
 from friendli_runtime.server.bridge import Bridge
@@ -75,7 +76,7 @@ def start(
 
     async def run() -> None:
         loops.append(asyncio.get_running_loop())
-        bridge.attach(engine, loops[0])
+        bridge.attach(engine, None if isinstance(engine, Embedder) else loops[0])
         is_up.set()
         await asyncio.gather(*(server.run_on_socket() for server in servers))
 
