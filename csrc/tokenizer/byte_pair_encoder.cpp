@@ -9,7 +9,20 @@ namespace {
 
 constexpr int32_t kNoRank = std::numeric_limits<int32_t>::max();
 
-bool is_visible(char c) { return c > ' ' && c < '\x7f'; }
+// Whether the character that ends before `pos`, which is not 0, is surely no white space (of Unicode) and no control
+// character.
+bool is_visible_before(std::string_view text, size_t pos) {
+  const char last = text[pos - 1];
+  if (static_cast<unsigned char>(last) < 0x80) return last > ' ' && last < '\x7f';
+  const std::string_view before = text.substr(0, pos);
+  for (const std::string_view space :
+       {"\u0085", "\u00a0", "\u1680", "\u2028", "\u2029", "\u202f", "\u205f", "\u3000"}) {
+    if (before.ends_with(space)) return false;
+  }
+  const bool is_quad_to_hair_space = before.size() >= 3 && before.substr(before.size() - 3, 2) == "\xe2\x80" &&
+                                     static_cast<unsigned char>(last) <= 0x8a;  // U+2000 to U+200A
+  return !is_quad_to_hair_space;
+}
 
 // Calls `on_text` and `on_token` with the parts of `text` in order: at each place the longest token, from left to
 // right.
@@ -59,7 +72,7 @@ void BytePairEncoder::encode_text(std::string_view text, const EncodeOther& enco
     unsigned char all_bits = 0;
     do {
       all_bits |= static_cast<unsigned char>(text[pos++]);
-    } while (pos < text.size() && !(text[pos] == ' ' && is_visible(text[pos - 1])));
+    } while (pos < text.size() && !(text[pos] == ' ' && is_visible_before(text, pos)));
     const std::string_view piece = text.substr(start, pos - start);
     if (all_bits >= 0x80 || !encode_ascii(piece, token_ids)) encode_other(piece, token_ids);
   }

@@ -1,6 +1,6 @@
 // Text to token ids for byte-level BPE tokenizers: added tokens, words, merges. What is not ASCII, and words of more
-// than kMaxWordBytes, are left to somebody else, piece by piece: a text may be cut between a visible ASCII character
-// and a space, as no word holds that.
+// than kMaxWordBytes, are left to somebody else, piece by piece: a text may be cut between a visible character and
+// a space, as no word holds that.
 //
 //   "<|user|>The café is"  ─▶  id of <|user|> · ids of "The" · encode_other(" café") · ids of " is"
 //

@@ -37,11 +37,11 @@ class TableDetokenizer:
 
     __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_utf8")
 
-    def __init__(self, table: PieceTable, hidden_ids: Collection[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
+    def __init__(self, table: PieceTable, hidden_ids: frozenset[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
         self._table = table
         self._hidden = hidden_ids
-        self._utf8 = _Utf8Decoder("replace")
-        self._at_start = not is_exact and all(token_id in hidden_ids for token_id in prompt_ids)
+        self._utf8: codecs.IncrementalDecoder | None = None  # made when a token begins or ends within a character
+        self._at_start = not is_exact and hidden_ids.issuperset(prompt_ids)
         self._lead_left = table.lead_count if self._at_start else 0
         self._is_whole = not self._at_start  # nothing is held back and nothing left to strip
 
@@ -55,6 +55,8 @@ class TableDetokenizer:
             piece = self._table.first_piece(token_id)
         else:
             piece = self._table.piece(token_id)
+        if self._utf8 is None:
+            self._utf8 = _Utf8Decoder("replace")
         text = self._utf8.decode(piece)
         if self._lead_left:
             text = self._strip_lead(text)
@@ -62,7 +64,7 @@ class TableDetokenizer:
         return text
 
     def finish(self) -> str:
-        return self._utf8.decode(b"", final=True)
+        return "" if self._utf8 is None else self._utf8.decode(b"", final=True)
 
     def _strip_lead(self, text: str) -> str:
         """Drops what is left of the leading characters that the decoder strips from the whole text."""

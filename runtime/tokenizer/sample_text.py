@@ -49,12 +49,29 @@ class TextDelta:
     stop_string: str | None = None
 
 
+_NO_STOPS = StopStrings(())
+
+
 class SampleText:
     """The text of one sample. After the output with a `finish_reason` (or `stopped_by_text`), further outputs are ignored.
 
     `accepts`: of a constrained sample, whether a text is a whole answer; a stop string ends the sample only after one.
     `shown_ids`: special tokens that are part of the text.
     """
+
+    __slots__ = (
+        "_detokenizer",
+        "_end_ids",
+        "_end_sequences",
+        "_held_tokens",
+        "_is_plain",
+        "_num_decoded_chars",
+        "_num_given_chars",
+        "_num_tokens_before_stops",
+        "_stops",
+        "_waiting",
+        "finished",
+    )
 
     def __init__(
         self,
@@ -68,24 +85,25 @@ class SampleText:
         self._detokenizer: Detokenizer | None = None
         if tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(prompt_ids, is_exact=accepts is not None, shown_ids=shown_ids)
-        self._stops = StopStrings(params.stop, accepts)
+        self._stops = StopStrings(params.stop, accepts) if params.stop else _NO_STOPS
         self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
-        self._end_sequences = sorted(params.stop_token_sequences, key=len, reverse=True)
+        sequences = params.stop_token_sequences
+        self._end_sequences = sorted(sequences, key=len, reverse=True) if sequences else ()
         self._held_tokens: list[TokenOutput] = []
         self._num_tokens_before_stops = params.min_tokens
         self._num_decoded_chars = 0
         self._num_given_chars = 0
-        self._waiting: deque[TokenLogprob] = deque()
-        self._is_plain = not params.stop and not self._end_sequences and params.logprobs is None
+        self._is_plain = not params.stop and not sequences and params.logprobs is None
+        self._waiting: deque[TokenLogprob] | None = None if self._is_plain else deque()
         self.finished = False
 
     def push(self, output: TokenOutput) -> TextDelta | None:
         """The delta of one engine output; None once the sample is over."""
         if self.finished:
             return None
-        if self._is_plain and output.finish_reason is None and output.token_id is not None:
-            text = self._detokenizer.push(output.token_id) if self._detokenizer is not None else ""
-            return TextDelta(output.sample_idx, text, [output.token_id], [], 1, output.num_cached_tokens, None)
+        token_id = output.token_id
+        if self._is_plain and token_id is not None:
+            return self._plain(output, token_id)
         delta = TextDelta(
             output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error
         )
@@ -106,6 +124,19 @@ class SampleText:
         self._num_given_chars += len(delta.text)
         delta.logprobs = self._take_logprobs()
         return delta
+
+    def _plain(self, output: TokenOutput, token_id: int) -> TextDelta:
+        """`push` where nothing is held back but parts of a character."""
+        reason, detokenizer = output.finish_reason, self._detokenizer
+        if reason is None:
+            text = detokenizer.push(token_id) if detokenizer is not None else ""
+            return TextDelta(output.sample_idx, text, [token_id], [], 1, output.num_cached_tokens, None)
+        self.finished = True
+        is_hidden = reason == "stop" and token_id in self._end_ids
+        text = ""
+        if detokenizer is not None:
+            text = detokenizer.finish() if is_hidden else detokenizer.push(token_id) + detokenizer.finish()
+        return TextDelta(output.sample_idx, text, [] if is_hidden else [token_id], [], 1, output.num_cached_tokens, reason, output.error)
 
     def _released(self, output: TokenOutput) -> list[TokenOutput]:
         """The tokens that are now certain to be part of the answer: not an end token, not part of a stop sequence."""
@@ -136,7 +167,7 @@ class SampleText:
         return next((len(sequence) for sequence in self._end_sequences if ids[len(ids) - len(sequence) :] == sequence), 0)
 
     def _add_token(self, token_id: int, output: TokenOutput) -> str:
-        if output.logprob is not None:
+        if output.logprob is not None and self._waiting is not None:
             self._waiting.append(TokenLogprob(token_id, output.logprob, output.top_logprobs or [], self._num_decoded_chars))
         return self._decoded(self._detokenizer.push(token_id) if self._detokenizer is not None else "")
 
@@ -152,7 +183,7 @@ class SampleText:
 
     def _take_logprobs(self) -> list[TokenLogprob]:
         """The waiting log-probabilities of tokens whose text begins in what was given out; the rest is dropped at the end."""
-        taken = []
+        taken: list[TokenLogprob] = []
         while self._waiting and (self._waiting[0].text_offset < self._num_given_chars or self._none_held()):
             taken.append(self._waiting.popleft())
         return taken

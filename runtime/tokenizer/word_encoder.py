@@ -3,7 +3,7 @@
     "The café is"  ─▶  "The" · " is": csrc/tokenizer          " café": the library, remembered          ─▶  ids
 
 Words of ASCII are cut, merged and remembered there. A piece of text that is not ASCII is encoded by the library alone: no word reaches from
-a visible ASCII character over a space, and none looks further ahead than that. `word_encoder` gives None for every other tokenizer.
+a visible character over a space, and none looks further ahead than that. `word_encoder` gives None for every other tokenizer.
 """
 
 from __future__ import annotations
