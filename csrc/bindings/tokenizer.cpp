@@ -76,9 +76,12 @@ nb::list encode(BytePairEncoder& self, const nb::str& text, const nb::callable& 
           ids.push_back(nb::cast<int32_t>(id));
       },
       token_ids);
-  nb::list result;
-  for (const int32_t id : token_ids) result.append(id);
-  return result;
+  PyObject* result = PyList_New(static_cast<Py_ssize_t>(token_ids.size()));
+  if (result == nullptr) throw nb::python_error();
+  for (size_t i = 0; i < token_ids.size(); ++i) {
+    PyList_SET_ITEM(result, static_cast<Py_ssize_t>(i), PyLong_FromLong(token_ids[i]));
+  }
+  return nb::steal<nb::list>(result);
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ bool is_visible_before(std::string_view text, size_t pos) {
 template <typename OnText, typename OnToken>
 void split_at_tokens(const TokenTable& tokens, std::string_view text, OnText on_text, OnToken on_token) {
   size_t start = 0;
-  for (size_t pos = 0; !tokens.empty() && pos < text.size();) {
-    const auto found = tokens.longest_prefix(text.substr(pos));
+  for (size_t pos = 0; pos < text.size();) {
+    const auto found = tokens.may_begin(text[pos]) ? tokens.longest_prefix(text.substr(pos)) : std::nullopt;
     if (!found) {
       ++pos;
       continue;

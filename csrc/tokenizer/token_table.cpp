@@ -10,6 +10,7 @@ TokenTable::TokenTable(std::vector<std::pair<std::string, int32_t>> tokens) {
   for (const auto& [text, token_id] : tokens) {
     entries_.push_back({static_cast<uint32_t>(texts_.size()), static_cast<uint32_t>(text.size()), token_id});
     texts_ += text;
+    if (!text.empty()) begins_[static_cast<unsigned char>(text[0])] = true;
   }
 }
 

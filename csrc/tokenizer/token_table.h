@@ -2,6 +2,7 @@
 // text begins with.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -22,7 +23,8 @@ class TokenTable {
   };
   std::optional<int32_t> find(std::string_view text) const;
   std::optional<Found> longest_prefix(std::string_view text) const;
-  bool empty() const { return entries_.empty(); }
+  // Whether a token begins with this byte.
+  bool may_begin(char byte) const { return begins_[static_cast<unsigned char>(byte)]; }
 
  private:
   struct Entry {
@@ -32,6 +34,7 @@ class TokenTable {
   };
   std::string_view text_of(const Entry& entry) const { return {texts_.data() + entry.offset, entry.num_bytes}; }
 
+  std::array<bool, 256> begins_{};
   std::string texts_;
   std::vector<Entry> entries_;  // by text
 };

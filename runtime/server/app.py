@@ -156,7 +156,10 @@ class App:
 
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
-        self._grammars.warm_up(self._targets.base.planner.warm_up)
+        planner, tokenizer = self._targets.base.planner, self.model.tokenizer
+        self._grammars.warm_up(planner.warm_up)
+        if tokenizer is not None:
+            self._pool.submit(lambda: tokenizer.max_token_id)
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
@@ -352,8 +355,10 @@ class App:
     def _prompt(
         self, request: GenerationRequest, token_ids: list[int], params: SamplingParams, name: str, renamed: dict[str, str]
     ) -> Prompt:
-        engine = self.bridge.engine
-        check_prompt(token_ids, engine.vocab_size, name)
+        engine, tokenizer = self.bridge.engine, self.model.tokenizer
+        is_encoded = name == "messages"  # 'prompt' may be token ids
+        if not (is_encoded and tokenizer is not None and tokenizer.max_token_id < engine.vocab_size):
+            check_prompt(token_ids, engine.vocab_size, name)
         params = self.options.bad_stop.added_to(params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids))
         try:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))

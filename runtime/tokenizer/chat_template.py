@@ -76,7 +76,7 @@ class ChatTemplate:
         parts: list[str] = []
         num_chars = 0
         try:
-            for part in self._template.generate(values):
+            for part in self._template.root_render_func(self._template.new_context(values)):  # `generate` without its wrappers
                 num_chars += len(part)
                 if num_chars > MAX_PROMPT_CHARS:
                     raise ChatTemplateError(f"the rendered prompt is longer than {MAX_PROMPT_CHARS} characters")

@@ -108,6 +108,11 @@ class Tokenizer:
         return self.backend.decode([token_id], skip_special_tokens=False).encode("utf-8", "replace")
 
     @cached_property
+    def max_token_id(self) -> int:
+        """The highest id that `encode` can give."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @cached_property
     def max_token_bytes(self) -> int:
         """Bytes of the longest token: a text of B bytes has at least B / max_token_bytes tokens."""
         longest = max((len(token.encode("utf-8", "replace")) for token in self.backend.get_vocab(with_added_tokens=True)), default=1)
