@@ -198,7 +198,7 @@ class Generation:
     def _read(self, taken: list[tuple[int, list[TokenOutput]]]) -> Batch:
         """The outputs as text, up to the first failure."""
         batch: Batch = []
-        num_samples = self.num_samples
+        num_samples = self.prompts[0].params.n
         for prompt_idx, outputs in taken:
             for output in outputs:
                 choice_idx = prompt_idx * num_samples + output.sample_idx

@@ -35,10 +35,11 @@ class Detokenizer(Protocol):
 class TableDetokenizer:
     """Streams bytes of a PieceTable through a UTF-8 decoder."""
 
-    __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_utf8")
+    __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_texts", "_utf8")
 
     def __init__(self, table: PieceTable, hidden_ids: frozenset[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
         self._table = table
+        self._texts = table.texts
         self._hidden = hidden_ids
         self._utf8: codecs.IncrementalDecoder | None = None  # made when a token begins or ends within a character
         self._at_start = not is_exact and hidden_ids.issuperset(prompt_ids)
@@ -48,8 +49,12 @@ class TableDetokenizer:
     def push(self, token_id: int) -> str:
         if token_id in self._hidden:
             return ""
-        if self._is_whole and (known := self._table.text(token_id)) is not None:
-            return known
+        if self._is_whole:
+            known = self._texts.get(token_id)
+            if known is None:
+                known = self._table.text(token_id)
+            if known is not None:
+                return known
         if self._at_start:
             self._at_start = False
             piece = self._table.first_piece(token_id)

@@ -28,6 +28,7 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class PieceTable:
     """`piece(id)`: the bytes of a token inside a text. `first_piece(id)`: its bytes when it is the first of the text.
 
+    `texts`: what `text` has given so far.
     `lead`, `lead_count`: the finished text loses up to `lead_count` characters `lead` at its start.
     """
 
@@ -37,7 +38,7 @@ class PieceTable:
     lead: str = ""
     lead_count: int = 0
     _pieces: dict[int, bytes] = field(default_factory=dict)
-    _texts: dict[int, str | None] = field(default_factory=dict)
+    texts: dict[int, str | None] = field(default_factory=dict)
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of `token_id`, b"" for an id that the tokenizer does not have (padded vocabularies)."""
@@ -49,13 +50,13 @@ class PieceTable:
     def text(self, token_id: int) -> str | None:
         """The piece as text; None when it begins or ends within a character."""
         try:
-            return self._texts[token_id]
+            return self.texts[token_id]
         except KeyError:
             try:
                 text = self.piece(token_id).decode()
             except UnicodeDecodeError:
                 text = None
-            self._texts[token_id] = text
+            self.texts[token_id] = text
             return text
 
     def first_piece(self, token_id: int) -> bytes:

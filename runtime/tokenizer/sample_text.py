@@ -103,7 +103,10 @@ class SampleText:
             return None
         token_id = output.token_id
         if self._is_plain and token_id is not None:
-            return self._plain(output, token_id)
+            if output.finish_reason is not None:
+                return self._last_plain(output, token_id)
+            text = self._detokenizer.push(token_id) if self._detokenizer is not None else ""
+            return TextDelta(output.sample_idx, text, [token_id], [], 1, output.num_cached_tokens, None)
         delta = TextDelta(
             output.sample_idx, "", [], [], int(output.token_id is not None), output.num_cached_tokens, output.finish_reason, output.error
         )
@@ -125,12 +128,9 @@ class SampleText:
         delta.logprobs = self._take_logprobs()
         return delta
 
-    def _plain(self, output: TokenOutput, token_id: int) -> TextDelta:
-        """`push` where nothing is held back but parts of a character."""
+    def _last_plain(self, output: TokenOutput, token_id: int) -> TextDelta:
+        """`push` of the last token where nothing is held back but parts of a character."""
         reason, detokenizer = output.finish_reason, self._detokenizer
-        if reason is None:
-            text = detokenizer.push(token_id) if detokenizer is not None else ""
-            return TextDelta(output.sample_idx, text, [token_id], [], 1, output.num_cached_tokens, None)
         self.finished = True
         is_hidden = reason == "stop" and token_id in self._end_ids
         text = ""
