@@ -59,9 +59,9 @@ def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dic
 
 
 def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    content = message.get("content")
-    if len(message) == 2 and type(content) is str and message.get("role") in _PLAIN_ROLES:
-        return {"role": _PLAIN_ROLES[message["role"]], "content": content}
+    role, content = message.get("role"), message.get("content")
+    if len(message) == 2 and type(content) is str and type(role) is str and role in _PLAIN_ROLES:
+        return {"role": _PLAIN_ROLES[role], "content": content}
     given = {key: value for key, value in message.items() if value is not None}
     role = given.get("role")
     if role is None:
