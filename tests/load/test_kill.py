@@ -50,6 +50,10 @@ def test_a_server_killed_under_load_leaves_nothing_that_hinders_the_next(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_hundred_kills_of_compiling_and_serving(tmp_path: Path) -> None:
+def test_fifty_compilations_killed_anywhere(tmp_path: Path) -> None:
     kill_compiles(tmp_path, MANY, seed=1)
+
+
+@pytest.mark.slow
+def test_fifty_servers_killed_under_load() -> None:
     kill_serves(MANY, seed=1)
