@@ -148,7 +148,7 @@ def _round_integers(w: Array, h: Array | None, fmt: Format, search: bool) -> Fou
 def _within_lane_sum(w: Array, codes: Array, scales: Array, fmt: Format) -> tuple[Array, Array]:
     """Codes (without zero) and scales; where the codes of a lane exceed the format's sum, the scale of their group grows until they do not.
 
-    Of values that are distributed like weights about one group in a thousand has such a lane."""
+    Of normally distributed values about five groups of 128 in a thousand have such a lane."""
     if fmt.lane_sum is None:
         return codes, scales
     for attempt in itertools.count():
