@@ -51,6 +51,7 @@ class Embedder:
     """
 
     adapters = None
+    embedding_width = 0
 
     def __init__(
         self, executor: Any, facts: EmbeddingFacts, *, max_num_tokens: int, max_num_seqs: int, max_queue_len: int, max_context_len: int

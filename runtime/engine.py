@@ -130,6 +130,8 @@ class Engine:
         self._too_large: type[Exception] = _core.RequestTooLargeError
         self._stopped: type[Exception] = _core.EngineStoppedError
         self.max_context_len = max_context_len
+        self.embedding_width: int = getattr(getattr(executor, "core", executor), "embedding_width", 0)
+        """Numbers of one of `params.replaced_embeddings`; 0: the model takes none."""
         self.vocab_size = vocab_size
         self.max_total_len: int = self._core.max_total_len
         """Prompt + output of the largest request that fits both the context and the KV cache."""
@@ -178,7 +180,7 @@ class Engine:
         `adapter`: the name of a loaded one, None for the base model; it stays in memory until the request has ended.
         Raises InvalidSamplingParams, RequestTooLarge, QueueFull, EngineStopped or UnknownAdapter; then the sink is never called.
         """
-        params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
+        params.validate(self.vocab_size, self.max_context_len, len(prompt_ids), self.embedding_width)
         if params.is_constrained and constraint is None:
             raise InvalidSamplingParams("response_format", params.response_format, "a compiled constraint with it")
         if not isinstance(params.seed, tuple):

@@ -229,7 +229,8 @@ class LLM:
             raise InvalidSamplingParams("stop", params.stop, "no stop strings", "the artifact has no tokenizer; use stop_token_ids")
         eos_ids = tuple(dict.fromkeys((*self._loaded.eos_token_ids, *params.eos_token_ids)))
         params = replace(params, seed=params.sample_seeds(), eos_token_ids=eos_ids)
-        params.validate(self._loaded.engine.vocab_size, self.max_context_len, len(token_ids))
+        engine = self._loaded.engine
+        params.validate(engine.vocab_size, self.max_context_len, len(token_ids), engine.embedding_width)
         constraint = self._constraint(params)
         accepts = constraint.accepts if constraint is not None else None
         samples = [_Sample(SampleText(self._loaded.tokenizer, token_ids, params, eos_ids, accepts)) for _ in range(params.n)]

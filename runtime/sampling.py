@@ -19,6 +19,8 @@ MAX_CACHE_SALT_LEN = 1024
 """Upper bound of the characters of `cache_salt`."""
 MAX_LOGIT_BIAS = 1e6
 """Upper bound of |logit_bias|: far above any logit, far below the float32 range."""
+MAX_EMBEDDING = 1e30
+"""Upper bound of the numbers of an embedding, below the float32 range."""
 _FLOAT_BOUNDS = (
     ("temperature", 0.0, 100.0),
     ("top_p", 0.0, 1.0),
@@ -47,6 +49,17 @@ class InvalidSamplingParams(ValueError):
         super().__init__(message + (f"; {hint}" if hint else ""))
 
 
+@dataclass(frozen=True, slots=True)
+class ReplacedEmbeddings:
+    """Vectors that stand in place of the embeddings of prompt tokens, before anything that the model does to those.
+
+    `positions`: of the prompt, rising. `vectors`: one after the other, each as long as the model's embeddings.
+    """
+
+    positions: tuple[int, ...]
+    vectors: tuple[float, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How to choose tokens and when to stop. The defaults sample from the model's own distribution until it ends or the context is full.
@@ -66,6 +79,7 @@ class SamplingParams:
     another has asked.
     `response_format`: what the text must look like, for the text layer: {"type": "json_schema", …}, {"type": "json_object"} or
     {"type": "regex", …} (docs/http-api.md). Such an answer ends where the format allows it, so nothing else may force its length.
+    `replaced_embeddings`: the token ids at those positions count in penalties, and the request shares computed prompts with no other.
     """
 
     max_tokens: int | None = None
@@ -94,6 +108,7 @@ class SamplingParams:
     xtc_probability: float = 0.0
     cache_salt: str = ""
     response_format: Mapping[str, Any] | None = None
+    replaced_embeddings: ReplacedEmbeddings | None = None
 
     @staticmethod
     def of(values: dict[str, Any]) -> SamplingParams:
@@ -113,8 +128,11 @@ class SamplingParams:
         """Whether the answer must have a format."""
         return self.response_format is not None and self.response_format.get("type") != "text"
 
-    def validate(self, vocab_size: int, max_context_len: int, prompt_len: int) -> None:
-        """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt."""
+    def validate(self, vocab_size: int, max_context_len: int, prompt_len: int, embedding_width: int = 0) -> None:
+        """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt.
+
+        `embedding_width`: numbers of an embedding; 0 for a model in which none can be replaced.
+        """
         given = self.__dict__
         self._check_lengths(given, max_context_len, prompt_len)
         for name, low, high in _FLOAT_BOUNDS:
@@ -137,6 +155,8 @@ class SamplingParams:
         self._check_token_lists(given, vocab_size)
         if self.response_format is not None and self.is_constrained:
             self._check_format()
+        if self.replaced_embeddings is not None:
+            _check_replaced(self.replaced_embeddings, prompt_len, embedding_width)
 
     def _check_lengths(self, given: dict[str, Any], max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
@@ -223,6 +243,20 @@ def _derive_seed(seed: int, sample_idx: int) -> int:
     x = ((x ^ (x >> 30)) * _MIX_A) & _UINT64_MAX
     x = ((x ^ (x >> 27)) * _MIX_B) & _UINT64_MAX
     return (x ^ (x >> 31)) >> 11
+
+
+def _check_replaced(replaced: ReplacedEmbeddings, prompt_len: int, embedding_width: int) -> None:
+    positions, vectors = replaced.positions, replaced.vectors
+    if embedding_width == 0:
+        raise InvalidSamplingParams("replaced_embeddings.positions", positions, "none: this model does not take embeddings from outside")
+    for position, previous in zip(positions, (-1, *positions), strict=False):
+        _check_int("replaced_embeddings.positions", position, previous + 1, prompt_len - 1, "positions of the prompt, rising")
+    if len(vectors) != len(positions) * embedding_width:
+        wanted = f"{len(positions)} x {embedding_width}, as many as an embedding of this model has for each position"
+        raise InvalidSamplingParams("replaced_embeddings.vectors", f"{len(vectors)} numbers", wanted)
+    for value in vectors:
+        if not (_is_number(value) and abs(value) <= MAX_EMBEDDING):
+            raise InvalidSamplingParams("replaced_embeddings.vectors", value, f"numbers from {-MAX_EMBEDDING:g} to {MAX_EMBEDDING:g}")
 
 
 def _is_number(value: object) -> bool:

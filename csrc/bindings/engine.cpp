@@ -63,6 +63,10 @@ SamplingParams params_from_python(const nb::handle& object) {
   params.ignore_eos = attribute<bool>(object, "ignore_eos");
   params.num_logprobs = attribute<std::optional<int64_t>>(object, "logprobs");
   params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
+  if (const nb::object replaced = object.attr("replaced_embeddings"); !replaced.is_none()) {
+    params.embedding_positions = attribute<TokenIds>(replaced, "positions");
+    params.embeddings = attribute<std::vector<float>>(replaced, "vectors");
+  }
   return params;
 }
 
@@ -156,7 +160,8 @@ Model model_of(nb::handle model, EngineOptions& options) {
     return {[python](const Batch& batch) { return python->forward(batch); },
             [python](int32_t source_block, int32_t target_block) { python->copy_block(source_block, target_block); },
             1,
-            {}};
+            {},
+            0};
   }
   auto* executor = nb::cast<Executor*>(model);
   options.scheduler.num_blocks = executor->num_blocks();
@@ -171,7 +176,8 @@ Model model_of(nb::handle model, EngineOptions& options) {
             return {executor->logits(), executor->logits_stride()};
           },
           [executor](int32_t source_block, int32_t target_block) { executor->copy_block(source_block, target_block); },
-          executor->num_threads(), [executor](const ThreadBody& body) { executor->run(body); }};
+          executor->num_threads(), [executor](const ThreadBody& body) { executor->run(body); },
+          executor->embedding_width()};
 }
 
 nb::tuple event_row(const TokenEvent& event) {

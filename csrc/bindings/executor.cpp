@@ -175,6 +175,7 @@ void bind_executor(nb::module_& m) {
            "What each call of the plan is bound to: op, kernel, layer, source, weight_bytes, num_runs, total_ns.")
       .def_prop_ro("vocab_size", &Executor::vocab_size)
       .def_prop_ro("output_width", &Executor::output_width)
+      .def_prop_ro("embedding_width", &Executor::embedding_width)
       .def_prop_ro("max_context_len", &Executor::max_context_len)
       .def_prop_ro("max_num_tokens", &Executor::max_num_tokens)
       .def_prop_ro("max_num_logits", &Executor::max_num_logits)

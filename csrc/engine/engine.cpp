@@ -49,6 +49,7 @@ Engine::Engine(const EngineOptions& options, Model model)
   max_blocks_per_seq_ = ceil_div(max_total_len(), options.scheduler.block_size);
   input_ids_.reserve(max_num_tokens);
   position_ids_.reserve(max_num_tokens);
+  embeddings_.reserve(max_num_tokens);
   cu_seqlens_.reserve(max_num_seqs + 1);
   context_lens_.reserve(max_num_seqs);
   adapter_slots_.reserve(max_num_seqs);
@@ -79,12 +80,32 @@ RequestTable::node_type Engine::make_checked_request(std::span<const int32_t> pr
     throw std::invalid_argument("the first mask of a constrained request has " + std::to_string(num_words) +
                                 " words, expected " + std::to_string(num_mask_words()));
   }
+  check_embeddings(params, static_cast<int64_t>(prompt.size()));
   const int64_t total_len = total_len_limit(static_cast<int64_t>(prompt.size()), params);
   const SchedulerOptions& scheduler = options_.scheduler;
   auto request = make_request(prompt, std::move(params), total_len, scheduler.block_size, scheduler.ngram_size);
   request.mapped()->cache_scope = cache_scope;
   request.mapped()->adapter_slot = adapter_slot;
   return request;
+}
+
+void Engine::check_embeddings(const SamplingParams& params, int64_t num_prompt_tokens) const {
+  const auto num_positions = static_cast<int64_t>(params.embedding_positions.size());
+  if (static_cast<int64_t>(params.embeddings.size()) != num_positions * model_.embedding_width ||
+      (num_positions > 0 && model_.embedding_width == 0)) {
+    throw std::invalid_argument(std::to_string(params.embeddings.size()) + " numbers replace the embeddings of " +
+                                std::to_string(num_positions) + " positions, each of which takes " +
+                                std::to_string(model_.embedding_width));
+  }
+  int64_t previous = -1;
+  for (const int32_t position : params.embedding_positions) {
+    if (position <= previous || position >= num_prompt_tokens) {
+      throw std::invalid_argument("an embedding is given for position " + std::to_string(position) + " after " +
+                                  std::to_string(previous) + " of a prompt of " + std::to_string(num_prompt_tokens) +
+                                  " tokens");
+    }
+    previous = position;
+  }
 }
 
 int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const {
@@ -262,6 +283,7 @@ void Engine::build_batch() {
   position_ids_.clear();
   context_lens_.clear();
   adapter_slots_.clear();
+  embeddings_.clear();
   logit_rows_.clear();
   cu_seqlens_.assign(1, 0);
   for (const Chunk& chunk : chunks_) append_rows(chunk);
@@ -277,6 +299,20 @@ void Engine::build_batch() {
   batch_.logit_rows = logit_rows_.data();
   const bool has_adapters = std::ranges::any_of(adapter_slots_, [](int32_t slot) { return slot >= 0; });
   batch_.adapter_slots = has_adapters ? adapter_slots_.data() : nullptr;
+  if (!embeddings_.empty()) embeddings_.resize(input_ids_.size(), nullptr);
+  batch_.embeddings = embeddings_.empty() ? nullptr : embeddings_.data();
+}
+
+// Of the rows that come next; nothing is kept for steps in which no row has an embedding of its own.
+void Engine::append_embeddings(const Chunk& chunk) {
+  const SamplingParams& params = chunk.sequence->request->params;
+  const auto& positions = params.embedding_positions;
+  const int64_t begin = chunk.sequence->num_computed;
+  for (auto at = std::ranges::lower_bound(positions, begin); at != positions.end(); ++at) {
+    if (*at >= begin + chunk.num_tokens) return;
+    embeddings_.resize(input_ids_.size() + static_cast<size_t>(*at - begin), nullptr);
+    embeddings_.push_back(params.embeddings.data() + (at - positions.begin()) * model_.embedding_width);
+  }
 }
 
 void Engine::append_rows(const Chunk& chunk) {
@@ -285,6 +321,7 @@ void Engine::append_rows(const Chunk& chunk) {
   std::copy(sequence.blocks.begin(), sequence.blocks.end(), table);
   context_lens_.push_back(static_cast<int32_t>(sequence.num_computed));
   adapter_slots_.push_back(sequence.request->adapter_slot);
+  append_embeddings(chunk);
   const auto first = sequence.tokens.begin() + sequence.num_computed;
   input_ids_.insert(input_ids_.end(), first, first + chunk.num_tokens);
   const auto guesses = sequence.proposer.proposed().first(static_cast<size_t>(chunk.num_proposed));

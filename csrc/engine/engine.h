@@ -48,6 +48,7 @@ struct Model {
   std::function<void(int32_t source_block, int32_t target_block)> copy_block;
   int num_threads = 1;
   std::function<void(const ThreadBody&)> run;  // the body on every thread, which must not throw
+  int64_t embedding_width = 0;                 // of the vectors of Batch::embeddings; 0: the model takes none
 };
 
 struct EngineOptions {
@@ -129,6 +130,8 @@ class Engine {
   void copy_blocks();
   void build_batch();
   void append_rows(const Chunk& chunk);
+  void append_embeddings(const Chunk& chunk);
+  void check_embeddings(const SamplingParams& params, int64_t num_prompt_tokens) const;
   Sequence* find_sample(int64_t request_id, int32_t sample_idx);
   void wait_for_mask(const Chunk& chunk);
   bool is_sampled(const Chunk& chunk) const;
@@ -156,6 +159,7 @@ class Engine {
   Batch batch_;
   std::vector<int32_t> input_ids_, position_ids_, cu_seqlens_, context_lens_, block_tables_, logit_rows_;
   std::vector<int32_t> adapter_slots_;
+  std::vector<const float*> embeddings_;
   int64_t max_blocks_per_seq_ = 0;
   LogitsView logits_;
   std::string forward_error_;

@@ -41,6 +41,11 @@ struct SamplingParams {
   bool is_constrained = false;
   std::vector<uint32_t> first_mask;
 
+  // Vectors that stand in place of the embeddings of prompt tokens: one of Model::embedding_width numbers per position,
+  // which rise. What is computed from them is never shared with another request.
+  std::vector<int32_t> embedding_positions;
+  std::vector<float> embeddings;  // [positions, embedding_width]
+
   std::vector<uint64_t> seeds;          // one per sample
   std::optional<int64_t> num_logprobs;  // none: no logprobs; N: the chosen token's and the N most likely tokens'
 

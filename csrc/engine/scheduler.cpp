@@ -33,7 +33,8 @@ Scheduler::Scheduler(const SchedulerOptions& options)
 
 void Scheduler::add(Request& request) {
   // Blocks of a request that shares with nobody are found by its own samples only.
-  if (!options_.shares_prefixes) request.cache_scope = {~uint64_t{0}, static_cast<uint64_t>(request.id)};
+  if (!options_.shares_prefixes || !request.params.embedding_positions.empty())
+    request.cache_scope = {~uint64_t{0}, static_cast<uint64_t>(request.id)};
   for (Sequence& sequence : request.samples) waiting_.insert(std::move(sequence.place));
   ++num_unstarted_requests_;
 }

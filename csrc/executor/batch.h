@@ -26,6 +26,8 @@ struct Batch {
   int32_t block_table_stride = 0;
   const int32_t* logit_rows = nullptr;     // [num_logits] rows of this batch, in the order of the logits
   const int32_t* adapter_slots = nullptr;  // [num_seqs] slot of each sequence's adapter or -1; null: nobody has one
+  // [num_tokens] of each row the vector that stands in place of its token's, or null; null: no row has one.
+  const float* const* embeddings = nullptr;
 };
 
 }  // namespace fmo

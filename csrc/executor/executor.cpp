@@ -521,6 +521,18 @@ std::vector<Lora::ModuleShape> Executor::adapter_modules() const { return impl_-
 
 int64_t Executor::vocab_size() const { return impl_->plan.vocab_size; }
 int64_t Executor::output_width() const { return impl_->plan.output_width; }
+
+int64_t Executor::embedding_width() const {
+  int64_t width = 0, num_readers = 0;
+  for (const CallSpec& call : impl_->plan.calls) {
+    num_readers += std::ranges::any_of(call.inputs, [](const std::optional<ViewSpec>& view) {
+      return view && view->space == ViewSpec::Space::input && view->name == "input_ids";
+    });
+    if (reads_token_ids(call)) width = call.outputs[0].dims.back().size;
+  }
+  return num_readers == 1 ? width : 0;
+}
+
 int64_t Executor::max_context_len() const { return impl_->plan.max_context_len; }
 int64_t Executor::max_num_tokens() const { return impl_->options.max_num_tokens; }
 int64_t Executor::max_num_logits() const { return impl_->options.max_num_logits; }

@@ -75,6 +75,8 @@ class Executor {
 
   int64_t vocab_size() const;
   int64_t output_width() const;
+  // Of a vector of `Batch::embeddings`; 0 where the token ids go elsewhere than to one table of embeddings.
+  int64_t embedding_width() const;
   int64_t max_context_len() const;
   int64_t max_num_tokens() const;
   int64_t max_num_logits() const;

@@ -8,6 +8,10 @@
 
 namespace fmo {
 
+// Whether an embedding looks up all token ids of the step, in their order: the rows that `Batch::embeddings` may
+// replace.
+bool reads_token_ids(const CallSpec& call);
+
 using BindFunction = BoundOp (*)(Binder&);
 
 // The bind function of an op, or null when there is no such op.

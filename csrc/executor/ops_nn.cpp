@@ -60,6 +60,13 @@ EmbeddingTable embedding_table(Binder& binder) {
 
 }  // namespace
 
+bool reads_token_ids(const CallSpec& call) {
+  if (call.op != "nn.embedding" || call.inputs.size() != 2 || !call.inputs[1].has_value()) return false;
+  const ViewSpec& ids = *call.inputs[1];
+  return ids.space == ViewSpec::Space::input && ids.name == "input_ids" && ids.offset == 0 &&
+         (!ids.strides.has_value() || ids.strides->back() == 1);
+}
+
 BoundOp bind_embedding(Binder& binder) {
   binder.expect_operands(2, 2, 1);
   const EmbeddingTable table = embedding_table(binder);
@@ -71,11 +78,18 @@ BoundOp bind_embedding(Binder& binder) {
   for (int axis = 0; fits && axis < ids->rank; ++axis) fits = ids->same_dim(axis, *y, axis);
   binder.require(
       fits, "ids " + describe(*ids) + " and rows of " + std::to_string(table.width) + " do not give " + describe(*y));
+  const bool reads_tokens = reads_token_ids(binder.call());
   return {std::string("embedding.cpu.") + dtype_name(table.dtype), [=](const Step& step, int thread) {
+            const float* const* given = reads_tokens ? step.batch->embeddings : nullptr;
             const Range mine = split(ids->count(), thread, step.num_threads);
             for (int64_t i = mine.begin; i < mine.end; ++i) {
+              float* y_row = y->as<float>() + y->offset(i, 0, ids->rank);
+              if (given != nullptr && given[i] != nullptr) {
+                std::copy_n(given[i], table.width, y_row);
+                continue;
+              }
               const int64_t row = step.checked_index(ids->as<int32_t>()[ids->offset(i)], table.num_rows);
-              table.copy_row(row, y->as<float>() + y->offset(i, 0, ids->rank));
+              table.copy_row(row, y_row);
             }
           }};
 }

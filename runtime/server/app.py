@@ -361,7 +361,7 @@ class App:
             check_prompt(token_ids, engine.vocab_size, name)
         params = self.options.bad_stop.added_to(params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids))
         try:
-            params.validate(engine.vocab_size, engine.max_context_len, len(token_ids))
+            params.validate(engine.vocab_size, engine.max_context_len, len(token_ids), engine.embedding_width)
         except InvalidSamplingParams as error:
             raise as_api_error(error, name, renamed) from None
         return Prompt(token_ids, params)

@@ -25,6 +25,7 @@ class TokenEngine(Protocol):
     max_context_len: int
     vocab_size: int
     max_total_len: int
+    embedding_width: int
 
     @property
     def adapters(self) -> AdapterRegistry | None:

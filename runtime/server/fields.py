@@ -55,8 +55,6 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "soft_prompts": ([],),
     "position_ids": ([],),
     "generation_offset": (0,),
-    "token_index_to_replace": ([],),
-    "embedding_to_replace": ([],),
 }
 """Known fields that this server does not honour → the values that ask for nothing and are therefore accepted."""
 
@@ -128,6 +126,8 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     bad_word_tokens: list[TokenSequence] | None = None
     stop_tokens: list[TokenSequence] | None = None
     forced_output_tokens: list[int] | None = None
+    token_index_to_replace: list[int] | None = None
+    embedding_to_replace: list[float] | None = None
     echo: bool | None = None
 
 

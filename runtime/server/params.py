@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
-from ..sampling import InvalidSamplingParams, SamplingParams
+from ..sampling import InvalidSamplingParams, ReplacedEmbeddings, SamplingParams
 from ..tokenizer.tokenizer import Tokenizer
 from .bad_stop import bad_word_ids
 from .errors import ApiError, bad_request, invalid_value
@@ -40,6 +40,8 @@ _API_NAMES = {
     "stop_token_ids": "stop_tokens",
     "stop_token_sequences": "stop_tokens",
     "eos_token_ids": "eos_token",
+    "replaced_embeddings.positions": "token_index_to_replace",
+    "replaced_embeddings.vectors": "embedding_to_replace",
 }
 
 
@@ -109,6 +111,7 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     values["stop_token_ids"] = tuple(sequence[0] for sequence in sequences if len(sequence) == 1)
     values["stop_token_sequences"] = tuple(sequence for sequence in sequences if len(sequence) != 1)
     values["bad_words_ids"] = _bad_words(request, tokenizer, limits)
+    values["replaced_embeddings"] = _replaced_embeddings(request)
     return SamplingParams.of(values)
 
 
@@ -153,6 +156,15 @@ def _bad_words(request: CompletionRequest, tokenizer: Tokenizer | None, limits: 
             )
         sequences += bad_word_ids(phrase, tokenizer)
     return tuple(dict.fromkeys(sequence for sequence in sequences))
+
+
+def _replaced_embeddings(request: CompletionRequest) -> ReplacedEmbeddings | None:
+    positions, vectors = request.token_index_to_replace or [], request.embedding_to_replace or []
+    if not positions and not vectors:
+        return None
+    if not positions:
+        raise invalid_value("'embedding_to_replace' needs 'token_index_to_replace': the positions of its vectors", "embedding_to_replace")
+    return ReplacedEmbeddings(tuple(positions), tuple(vectors))
 
 
 def _token_id(key: str) -> int:

@@ -9,7 +9,7 @@ from artifact.tiny import tiny_plan, write_tiny_artifact
 from friendli_runtime.artifact import Artifact
 from friendli_runtime.engine import Engine, TokenOutput
 from friendli_runtime.executor import load_executor
-from friendli_runtime.sampling import SamplingParams
+from friendli_runtime.sampling import InvalidSamplingParams, ReplacedEmbeddings, SamplingParams
 from plan.graphs import VOCAB, decoder
 
 from friendli_compile.artifact.layouts import round_to_bf16
@@ -135,6 +135,42 @@ def test_a_prefix_that_is_known_changes_no_bit_of_what_follows(artifact):
     without, no_stats = run_all(artifact, setting, requests, has_prefix_cache=False)
     assert stats["num_cached_tokens"] > 200 and no_stats["num_cached_tokens"] == 0
     assert [bits_by_sample(outputs) for outputs in with_cache] == [bits_by_sample(outputs) for outputs in without]
+
+
+def test_replaced_embeddings_are_those_of_the_tokens_whose_rows_they_are(artifact):
+    """The rows of the table as vectors: then the answer is that to the other prompt, bit for bit, and known prompts do not matter."""
+    _, params = tiny_plan()
+    table = round_to_bf16(params["embed.weight"])
+    rng = random.Random(11)
+    requests, meant = [], []
+    for index in range(16):
+        prompt = [5] * rng.randint(1, 40)
+        positions = sorted(rng.sample(range(len(prompt)), rng.randint(1, len(prompt))))
+        others = [rng.randrange(VOCAB) for _ in positions]
+        changed = list(prompt)
+        for position, token in zip(positions, others, strict=True):
+            changed[position] = token
+        asked = SamplingParams(temperature=1.0, seed=index, n=1 + index % 2, logprobs=2, max_tokens=rng.randint(1, 16))
+        replaced = ReplacedEmbeddings(tuple(positions), tuple(table[others].ravel().tolist()))
+        requests += [(prompt, asked), (prompt, asked.with_(replaced_embeddings=replaced))]
+        meant.append((changed, asked))
+    expected = [bits_by_sample(outputs) for outputs in run_all(artifact, SETTINGS[0], meant)[0]]
+    for setting in SETTINGS:
+        outputs, _ = run_all(artifact, setting, requests)
+        assert [bits_by_sample(one) for one in outputs[1::2]] == expected
+
+
+@pytest.mark.parametrize(("positions", "num_values"), [((0,), 1), ((3, 1), 2), ((1, 1), 2), ((4,), 1), ((-1,), 1), ((0,), 0), ((0,), 2)])
+def test_embeddings_that_do_not_fit_are_refused(artifact, positions, num_values):
+    executor = load_executor(artifact, max_num_tokens=16, max_num_logits=4, num_blocks=8)
+    engine = Engine(executor, max_num_seqs=4, max_num_tokens=16, max_context_len=CONTEXT, vocab_size=VOCAB)
+    width = engine.embedding_width
+    assert width > 0
+    values = (float("nan"),) * width if positions == (0,) and num_values == 1 else (0.5,) * (width * num_values)
+    params = SamplingParams(max_tokens=1, replaced_embeddings=ReplacedEmbeddings(positions, values))
+    with pytest.raises(InvalidSamplingParams, match="replaced_embeddings"):
+        engine.submit([1, 2, 3, 4], params, lambda outputs: None)
+    engine.shutdown()
 
 
 def test_guessed_tokens_change_no_bit_of_the_answer(artifact):

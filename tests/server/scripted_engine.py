@@ -77,6 +77,7 @@ class ScriptedEngine:
         self._thread.start()
 
     adapters = None
+    embedding_width = 0
 
     def submit(
         self,

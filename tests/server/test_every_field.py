@@ -57,6 +57,10 @@ def is_404(plain: Outcome, changed: Outcome) -> bool:
     return plain["status"] == 200 and changed["status"] == 404
 
 
+def is_422_of(field: str, changed: Outcome) -> bool:
+    return changed["status"] == 422 and changed["error"]["param"] == field
+
+
 Check = Callable[[Outcome, Outcome], bool]
 BOTH: dict[str, tuple[dict[str, Any], Any, Check]] = {
     # field → (other fields of both requests, its value, what it changes)
@@ -102,6 +106,8 @@ COMPLETIONS = BOTH | {
     "bad_word_tokens": ({"logit_bias": {"9": 100.0}}, [{"tokens": [9]}], differs),
     "stop_tokens": ({"logit_bias": {"9": 100.0}}, [{"tokens": [9, 9]}], lambda plain, changed: length(changed) == 2),
     "forced_output_tokens": ({}, [40, 41], lambda plain, changed: changed["tokens"][:2] == [40, 41]),
+    "token_index_to_replace": ({}, [0], lambda plain, changed: is_422_of("token_index_to_replace", changed)),
+    "embedding_to_replace": ({}, [1.0], lambda plain, changed: is_422_of("embedding_to_replace", changed)),
     "echo": ({}, True, lambda plain, changed: changed["text"] == PROMPT + plain["text"]),
 }
 
