@@ -97,7 +97,7 @@ def test_a_preset_that_does_not_fit_gives_way_with_a_note() -> None:
 
 def test_a_preset_that_fits_no_matrix_at_all_is_refused() -> None:
     odd = candidate("odd", 64, 90)
-    with pytest.raises(FmoError, match=r"'odd' \[64, 90\] cannot be stored as w7a8:g128"):
+    with pytest.raises(FmoError, match=r"'odd' \[64, 90\] cannot be stored as w7a7:g128"):
         assign([odd], parse_policy("8bit"))
     assert assign([odd, candidate("fits", 64, 128)], parse_policy("8bit")).schemes["odd"] is None
 
