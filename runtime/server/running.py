@@ -39,22 +39,30 @@ class Waiter:
 
 def run(coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
     """An exception that leaves the coroutine goes to the loop's handler."""
+    _Running(coroutine, loop).go_on()
 
-    def go_on(_: object = None) -> None:
+
+class _Running:
+    """Held by what it waits for, and by nothing else: no circle is left to the collector."""
+
+    __slots__ = ("_coroutine", "_loop")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        self._coroutine, self._loop = coroutine, loop
+
+    def go_on(self, _: object = None) -> None:
         try:
-            awaited = coroutine.send(None)
+            awaited = self._coroutine.send(None)
         except StopIteration:
             return
         except Exception as error:
-            loop.call_exception_handler({"message": "a request failed outside of the application", "exception": error})
+            self._loop.call_exception_handler({"message": "a request failed outside of the application", "exception": error})
             return
         if type(awaited) is Waiter:
-            awaited.on_wake(go_on)
+            awaited.on_wake(self.go_on)
         elif awaited is None:  # asyncio.sleep(0)
-            loop.call_soon(go_on)
+            self._loop.call_soon(self.go_on)
         else:
             assert asyncio.isfuture(awaited), f"a request awaits {awaited!r}, which is neither a Waiter nor a future"
             awaited._asyncio_future_blocking = False  # the answer that a future expects of whoever drives the coroutine
-            awaited.add_done_callback(go_on)
-
-    go_on()
+            awaited.add_done_callback(self.go_on)

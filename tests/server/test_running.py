@@ -1,6 +1,8 @@
 """Coroutines without tasks: they start at once, go on when they are woken, and wait for asyncio's futures as tasks do."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -56,6 +58,28 @@ def test_futures_results_and_failures_arrive() -> None:
         assert seen == [7]
 
     on_loop(body)
+
+
+def test_what_has_run_is_gone_without_the_collector() -> None:
+    async def body(loop: asyncio.AbstractEventLoop) -> None:
+        waiter = Waiter()
+
+        async def request() -> None:
+            await waiter
+
+        coroutine = request()
+        seen = weakref.ref(coroutine)
+        run(coroutine, loop)
+        del coroutine
+        assert seen() is not None
+        waiter.wake()
+        assert seen() is None
+
+    gc.disable()
+    try:
+        on_loop(body)
+    finally:
+        gc.enable()
 
 
 def test_a_failure_that_nobody_catches_is_told_to_the_loop() -> None:
