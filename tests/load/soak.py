@@ -21,7 +21,8 @@ from .gauges import Held, held, metric
 
 MAX_BATCH_SIZE, MAX_QUEUE_LEN = 16, 48
 SERVE_OPTIONS = ("--max-batch-size", str(MAX_BATCH_SIZE), "--max-queue-len", str(MAX_QUEUE_LEN), "--kv-cache-memory", "24MiB")
-OVERLOAD, NUM_WARM_UP_WAVES = 5, 4
+OVERLOAD, NUM_WARM_UP_WAVES = 5, 9
+"""The allocator has settled after about 3,000 requests, however long they take."""
 WAVES_PER_CALM_ONE = 4
 SHARE_THAT_LEAVES = 0.1
 MAX_SCRIPT_LEN, MAX_PADDING = 60, 200
