@@ -14,14 +14,16 @@ import socket
 from collections import deque
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
+from http import HTTPStatus
 from math import inf
 from time import time
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
+import msgspec
 
-from .errors import bad_request
+from .errors import ApiError, bad_request, unavailable
 from .exchange import Exchange
 from .limits import Limits
 from .running import run
@@ -35,12 +37,25 @@ _MIN_PROGRESS_BYTES = 16 * 2**10
 """What a client has to take in `write_stall_s` when the buffer of its connection is full."""
 _CLOSING_S = 0.1
 """What connections get to send the rest of their answers when the server stops."""
-_REFUSALS = {
-    400: (b"Bad Request", b"this is not an HTTP request"),
-    408: (b"Request Timeout", b"the request head did not arrive in time"),
-    431: (b"Request Header Fields Too Large", b"the request head is too large"),
-    503: (b"Service Unavailable", b"too many connections"),
-}
+_REFUSALS = (
+    bad_request("this is not an HTTP request", code="invalid_http"),
+    ApiError(408, "the request head did not arrive in time", code="head_timeout"),
+    ApiError(431, "the request head is too large", code="head_too_large"),
+    unavailable("too many connections"),
+)
+
+
+def _answer_of(error: ApiError) -> bytes:
+    """An answer after which the connection is closed."""
+    body = msgspec.json.encode(error.body())
+    fields = {"content-type": "application/json", "content-length": str(len(body)), "connection": "close", **dict(error.headers)}
+    head = f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in fields.items()
+    )
+    return head.encode() + b"\r\n" + body
+
+
+_ANSWERS = {error.status: _answer_of(error) for error in _REFUSALS}
 
 
 class HttpServer:
@@ -322,9 +337,7 @@ class HttpConnection(asyncio.BufferedProtocol):
     def _refuse(self, status: int) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        reason, body = _REFUSALS[status]
-        head = b"HTTP/1.1 %d %b\r\ncontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self._transport.write(head % (status, reason, len(body)) + body)
+        self._transport.write(_ANSWERS[status])
         self._close()
 
     def _close(self) -> None:

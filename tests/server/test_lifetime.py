@@ -254,7 +254,9 @@ def test_heads_that_are_too_large_too_slow_or_broken_are_refused(make_server: Ma
     with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as sock:
         sock.sendall(head)
         sock.settimeout(10)
-        assert sock.recv(1000).startswith(b"HTTP/1.1 %d" % status)
+        top, _, body = sock.recv(1000).partition(b"\r\n\r\n")
+    assert top.startswith(b"HTTP/1.1 %d" % status) and b"content-length: %d\r\n" % len(body) in top
+    assert json.loads(body)["error"]["message"]
     assert server.client.get("/health").status_code == 200
 
 
