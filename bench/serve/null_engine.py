@@ -25,6 +25,7 @@ class NullEngine:
 
     adapters = None
     num_queued_requests = 0
+    embedding_width = 0
 
     def __init__(self, script: list[int], vocab_size: int, max_context_len: int, step_s: float) -> None:
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
