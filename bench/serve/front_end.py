@@ -38,7 +38,7 @@ from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
-from machine import ROOT, Busy, commit, cpu_name, results_dir
+from machine import ROOT, Busy, commit, cpu_name, record
 from null_engine import NullEngine
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers, trainers
@@ -209,11 +209,11 @@ def main() -> None:
     best = {name: round(min(one[name] for one in rounds), 1) for name in rounds[0]}
     all_of = {f"{name}_all": [round(one[name], 1) for one in rounds] for name in rounds[0]}
     line = {"commit": commit(), "cpu": cpu_name(), "python": platform.python_version(), "streams": args.streams, **best, **all_of}
-    text = json.dumps({**line, **busy.of_others()})
-    print(text)
-    if not args.dry_run:
-        with (results_dir() / "front_end.jsonl").open("a") as file:
-            file.write(text + "\n")
+    line |= busy.of_others()
+    if args.dry_run:
+        print(json.dumps(line, indent=2))
+    else:
+        record("front_end.jsonl", line)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """What makes the front end cheap changes nothing that clients see."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import httpx
 
@@ -28,3 +31,11 @@ def test_answers_on_one_connection_stay_apart(server: TestServer) -> None:
             assert client.get("/nothing").status_code == 404
             streamed = client.post("/v1/completions", json={"prompt": f"[[{word}]]", "stream": True})
             assert "".join(frame["choices"][0]["text"] for frame in frames(streamed)) == word
+
+
+def test_the_benchmark_of_the_front_end_measures_something() -> None:
+    script = Path(__file__).parents[2] / "bench" / "serve" / "front_end.py"
+    command = [sys.executable, script, "--requests", "4", "--streams", "2", "--tokens", "4", "--repeats", "1", "--dry-run"]
+    line = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
+    figures = {name: value for name, value in line.items() if name.endswith("_us")}
+    assert len(figures) >= 4 and min(figures.values()) > 0
