@@ -436,7 +436,6 @@ void Executor::Impl::start_step(const Batch& batch) {
         row.tensor->row_dims[row.axis] == RowDim::num_tokens ? batch.num_tokens : batch.num_logits;
   }
   failure.happened.store(false);
-  failure.call.store(-1);
   for (std::atomic<int64_t>& ticket : tickets) ticket.store(0);
 }
 
@@ -446,12 +445,10 @@ void Executor::Impl::run_calls(const Step& step, int thread) {
   Step mine = step;
   for (size_t i = 0; i < bound_calls.size(); ++i) {
     mine.ticket = &tickets[i % tickets.size()];
+    mine.call = static_cast<int>(i);
     tickets[(i + 2) % tickets.size()].store(0, std::memory_order_relaxed);  // of call i-2, which all threads have left
     bound_calls[i].op.run(mine, thread);
     pool.barrier();
-    if (thread != 0) continue;
-    if (failure.happened.load(std::memory_order_relaxed) && failure.call.load() < 0)
-      failure.call.store(static_cast<int>(i));
     if (timed) {
       const int64_t after = now_ns();
       bound_calls[i].info.total_ns += after - before;
@@ -481,7 +478,7 @@ void Executor::forward(const Batch& batch) {
   impl.pool.run([&](int thread) { impl.run_calls(step, thread); }, step.num_threads);
   impl.team.observe(now_ns() - start_ns, impl.pool.lost_ns());
   if (impl.failure.happened.load()) {
-    const CallInfo& info = impl.bound_calls[static_cast<size_t>(std::max(impl.failure.call.load(), 0))].info;
+    const CallInfo& info = impl.bound_calls[static_cast<size_t>(impl.failure.call.load())].info;
     throw Error("an index is " + std::to_string(impl.failure.value.load()) + ", expected 0 to " +
                     std::to_string(impl.failure.limit.load() - 1),
                 info.op + (info.source.empty() ? "" : " of " + info.source),

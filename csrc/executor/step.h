@@ -14,12 +14,13 @@ namespace fmo {
 struct StepFailure {
   std::atomic<bool> happened{false};
   std::atomic<int64_t> value{0}, limit{0};
-  std::atomic<int> call{-1};
+  std::atomic<int> call{0};
 
-  void report(int64_t bad_value, int64_t bad_limit) {
+  void report(int64_t bad_value, int64_t bad_limit, int bad_call) {
     if (happened.exchange(true)) return;
     value.store(bad_value);
     limit.store(bad_limit);
+    call.store(bad_call);
   }
 };
 
@@ -35,6 +36,7 @@ struct Step {
   int64_t thread_workspace_bytes = 0;
   StepFailure* failure = nullptr;
   std::atomic<int64_t>* ticket = nullptr;  // of the running call; starts at 0
+  int call = 0;                            // the running one
 
   // The next `count` pieces of work of this call: the first of them. One use per call.
   int64_t take(int64_t count) const { return ticket->fetch_add(count, std::memory_order_relaxed); }
@@ -46,7 +48,7 @@ struct Step {
   // read.
   int64_t checked_index(int64_t index, int64_t limit) const {
     if (index >= 0 && index < limit) return index;
-    failure->report(index, limit);
+    failure->report(index, limit, call);
     return 0;
   }
 };
