@@ -165,15 +165,17 @@ async def _drain(app: App, timeout_s: float, announce: Callable[[str], None]) ->
     app.is_draining = True
     if app.in_flight:
         announce(f"stopping: {len(app.in_flight)} requests have up to {timeout_s:g} s to finish; a second signal stops now")
+    await _wait_for_answers(app, timeout_s)
+    num_cut_off = len(app.in_flight)
+    app.abort_all(unavailable("the server is shutting down"))
+    await _wait_for_answers(app, _ANSWER_GRACE_S)
+    return num_cut_off
+
+
+async def _wait_for_answers(app: App, timeout_s: float) -> None:
     deadline = asyncio.get_running_loop().time() + timeout_s
     while app.in_flight and asyncio.get_running_loop().time() < deadline:
         await asyncio.sleep(_DRAIN_POLL_S)
-    num_cut_off = len(app.in_flight)
-    app.abort_all(unavailable("the server is shutting down"))
-    deadline = asyncio.get_running_loop().time() + _ANSWER_GRACE_S
-    while app.in_flight and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(_DRAIN_POLL_S)
-    return num_cut_off
 
 
 def _allow_connections(max_connections: int) -> None:

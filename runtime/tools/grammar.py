@@ -19,6 +19,8 @@ from ..tokenizer.tokenizer import Tokenizer
 from .dialect import CallDialect, Parameters, Part, Slot
 
 ANY_TEXT = r"/(.|\n)*/"
+_INDEX_OR_ID = {Slot.INDEX: "[0-9]{1,3}", Slot.ID: "[a-zA-Z0-9]{9}"}
+"""Regular expressions."""
 
 
 def call_grammar(
@@ -59,7 +61,6 @@ def call_beginnings(dialect: CallDialect, names: Sequence[str]) -> list[str]:
     """
     is_loose = dialect.parameters is None or dialect.parameters.is_json
     space = JSON_WHITESPACE_CHARS + "*"
-    varying = {Slot.INDEX: "[0-9]{1,3}", Slot.ID: "[a-zA-Z0-9]{9}"}
     beginnings = []
     for name in names:
         regex = ""
@@ -67,7 +68,7 @@ def call_beginnings(dialect: CallDialect, names: Sequence[str]) -> list[str]:
             if isinstance(part, str):
                 regex += "".join(space + re.escape(char) for char in part if not char.isspace()) if is_loose else re.escape(part)
             else:
-                regex += re.escape(name) if part is Slot.NAME else varying[part]
+                regex += re.escape(name) if part is Slot.NAME else _INDEX_OR_ID[part]
         beginnings.append(regex)
     return beginnings
 
@@ -105,13 +106,14 @@ class _Writer:
         for idx, (beginning, name) in enumerate(zip(beginnings, names, strict=True)):
             self.add(f"{rule}_{idx}_begun[lazy]", regex_terminal(beginning))
             parts = (self._part(part, idx, name) for part in self._dialect.call[args_at:])
-            self.add(f"{rule}_{idx}", " ".join([f"{rule}_{idx}_begun", f"/{JSON_WHITESPACE_CHARS}{{0,40}}/", *parts]))
+            self.add(f"{rule}_{idx}", " ".join([f"{rule}_{idx}_begun", f"/({JSON_WHITESPACE})?/", *parts]))
 
     def _part(self, part: Part, idx: int, name: str) -> str:
         if isinstance(part, str):
             return self.literal(part)
-        varying = {Slot.NAME: json.dumps(name), Slot.ARGS: f"args_{idx}", Slot.INDEX: "/[0-9]{1,3}/", Slot.ID: "/[a-zA-Z0-9]{9}/"}
-        return varying[part]
+        if part in _INDEX_OR_ID:
+            return f"/{_INDEX_OR_ID[part]}/"
+        return json.dumps(name) if part is Slot.NAME else f"args_{idx}"
 
     def add_arguments(self, rule: str, schema: dict[str, Any]) -> None:
         form = self._dialect.parameters

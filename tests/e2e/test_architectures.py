@@ -14,13 +14,9 @@ import pytest
 import torch
 from friendli_runtime.artifact import Artifact
 from friendli_runtime.executor import load_executor
-from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE, tiny_model, traced
+from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE, tiny_model
 
-from friendli_compile.artifact.folder import OutputFolder
-from friendli_compile.compile import CompileOptions, build_artifact
-from friendli_compile.frontend.source import load_source
-from friendli_compile.progress import Progress
-
+from .compiled import compile_traced
 from .features import features_of
 from .packed import run_greedy
 
@@ -40,11 +36,7 @@ def names() -> list[object]:
 @pytest.mark.parametrize("name", names())
 def test_the_artifact_gives_the_logits_and_greedy_tokens_of_transformers(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    model.save_pretrained(tmp_path / "model")
-    options = CompileOptions(model=str(tmp_path / "model"), output_dir=tmp_path / "artifact", dtype="fp32", self_check=False)
-    with OutputFolder(options.output_dir, replace=False) as folder:
-        build_artifact(folder, options, load_source(options.model), traced(name), Progress())
-    artifact = Artifact.open(tmp_path / "artifact")
+    artifact = Artifact.open(compile_traced(name, tmp_path, dtype="fp32", self_check=False).artifact)
     prompts = [np.random.default_rng(i).integers(3, VOCAB_SIZE, length).tolist() for i, length in enumerate(PROMPT_LENGTHS)]
     executor = load_executor(artifact, max_num_tokens=64, max_num_logits=64, num_blocks=64)
     seqs = run_greedy(executor, prompts, NUM_DECODE_STEPS, FIRST_CHUNKS)

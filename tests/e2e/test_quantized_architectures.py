@@ -13,17 +13,14 @@ import pytest
 from friendli_runtime import LLM, SamplingParams
 from friendli_runtime.artifact import Artifact
 from friendli_runtime.executor import load_executor
-from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE, tiny_model, traced
+from frontend.architectures import ARCHITECTURES, VARIANTS, VOCAB_SIZE
 from models.scripted import save_tokenizer
 from self_check.conftest import one_torch_thread  # noqa: F401  (a fixture that is used by being here)
 
-from friendli_compile.artifact.folder import OutputFolder
-from friendli_compile.compile import CompileOptions, CompileReport, build_artifact
-from friendli_compile.frontend.source import load_source
-from friendli_compile.progress import Progress
 from friendli_compile.quality.gate import QualityOptions
 from friendli_compile.quality.probes import MIN_TOKENS
 
+from .compiled import compile_traced
 from .packed import run_greedy
 
 PROMPT_LENGTHS = [5, 33]
@@ -40,20 +37,11 @@ SWEEP = [
 ]
 
 
-def compile_quantized(name: str, scheme: str, folder: Path) -> CompileReport:
-    """As `fmo compile --quantize`, but for fewer tokens in the quality gate and a trace that the tests share."""
-    tiny_model(name).save_pretrained(folder / "model")
-    save_tokenizer(folder / "model")
-    options = CompileOptions(
-        model=str(folder / "model"), output_dir=folder / "artifact", quantize=scheme, quality=QualityOptions(num_tokens=MIN_TOKENS)
-    )
-    with OutputFolder(options.output_dir, replace=False) as output:
-        return build_artifact(output, options, load_source(options.model), traced(name), Progress())
-
-
 @pytest.mark.parametrize(("name", "scheme"), [*CI, *(pytest.param(*case, marks=pytest.mark.slow) for case in SWEEP if case not in CI)])
 def test_an_architecture_is_quantized_checked_and_served(name: str, scheme: str, tmp_path: Path) -> None:
-    report = compile_quantized(name, scheme, tmp_path)
+    (tmp_path / "model").mkdir()
+    save_tokenizer(tmp_path / "model")
+    report = compile_traced(name, tmp_path, quantize=scheme, quality=QualityOptions(num_tokens=MIN_TOKENS))
     assert report.manifest["self_check"]["status"] == "passed" and report.manifest["quality"]["status"] == "measured"
     artifact = Artifact.open(report.artifact)
     sizes = {"max_num_tokens": 64, "max_num_logits": 64, "num_blocks": 16}

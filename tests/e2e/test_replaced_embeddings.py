@@ -10,12 +10,9 @@ from friendli_runtime.artifact import Artifact
 from friendli_runtime.engine import Engine, TokenOutput
 from friendli_runtime.executor import load_executor
 from friendli_runtime.sampling import ReplacedEmbeddings, SamplingParams
-from frontend.architectures import VOCAB_SIZE, tiny_model, traced
+from frontend.architectures import VOCAB_SIZE, tiny_model
 
-from friendli_compile.artifact.folder import OutputFolder
-from friendli_compile.compile import CompileOptions, build_artifact
-from friendli_compile.frontend.source import load_source
-from friendli_compile.progress import Progress
+from .compiled import compile_traced
 
 NUM_TOKENS = 6
 
@@ -37,10 +34,7 @@ def answer(engine: Engine, prompt: list[int], params: SamplingParams) -> list[To
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_tokens_and_logprobs_are_those_of_inputs_embeds(name: str, tmp_path: Path) -> None:
     model = tiny_model(name)
-    model.save_pretrained(tmp_path / "model")
-    options = CompileOptions(model=str(tmp_path / "model"), output_dir=tmp_path / "artifact", dtype="fp32", self_check=False)
-    with OutputFolder(options.output_dir, replace=False) as folder:
-        build_artifact(folder, options, load_source(options.model), traced(name), Progress())
+    artifact = Artifact.open(compile_traced(name, tmp_path, dtype="fp32", self_check=False).artifact)
     rng = np.random.default_rng(3)
     prompt = rng.integers(3, VOCAB_SIZE, 21).tolist()
     positions = [0, 4, 5, 6, 13, 20]
@@ -50,7 +44,7 @@ def test_tokens_and_logprobs_are_those_of_inputs_embeds(name: str, tmp_path: Pat
     embeds[0, positions] = torch.from_numpy(vectors)
     replaced = ReplacedEmbeddings(tuple(positions), tuple(vectors.ravel().tolist()))
     params = SamplingParams(temperature=0.0, max_tokens=NUM_TOKENS, logprobs=0, replaced_embeddings=replaced)
-    executor = load_executor(Artifact.open(tmp_path / "artifact"), max_num_tokens=8, max_num_logits=4, num_blocks=16)
+    executor = load_executor(artifact, max_num_tokens=8, max_num_logits=4, num_blocks=16)
     with Engine(executor, max_num_seqs=4, max_num_tokens=8, max_context_len=64, vocab_size=VOCAB_SIZE) as engine:
         plain = answer(engine, prompt, params.with_(replaced_embeddings=None))
         outputs = answer(engine, prompt, params)

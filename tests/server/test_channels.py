@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import jsonschema
 import pytest
 from tools.templates import CHANNEL_MARKS, HARMONY
 
 from .conftest import TestServer, start
 from .test_response_format import babbling_engine
-from .test_tools import CHAT, SCHEMAS, TOOLS, ask, calls_of, streamed
+from .test_tools import CHAT, SCHEMAS, TOOLS, ask, calls_of, check_forced_calls, streamed
 
 CHANNELS: dict[str, Any] = {"template": HARMONY, "special_tokens": CHANNEL_MARKS, "end_tokens": ["<|return|>", "<|call|>"]}
 OPEN = "<|start|>assistant"
@@ -101,18 +100,7 @@ def test_effort_and_earlier_reasoning_reach_the_template(harmony: TestServer) ->
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_forced_calls_are_valid_whatever_the_model_babbles(babbling: TestServer, choice: Any, stream: bool) -> None:
-    num_calls = 0
-    for seed in range(6):
-        response = ask(babbling, "hello", tools=TOOLS, tool_choice=choice, stream=stream, seed=seed, temperature=1.5, max_tokens=600)
-        answer = streamed(response) if stream else response.json()["choices"][0]
-        if answer["finish_reason"] == "length":  # reasoning without end
-            continue
-        assert answer["finish_reason"] == "tool_calls" and not answer["message"]["content"]
-        for name, arguments in calls_of(answer["message"]):
-            assert choice == "required" or name == "get_weather"
-            jsonschema.validate(arguments, SCHEMAS[name])
-            num_calls += 1
-    assert num_calls
+    check_forced_calls(babbling, choice, stream, num_seeds=6)
 
 
 def test_a_format_holds_in_the_content_whatever_the_model_babbles(babbling: TestServer) -> None:

@@ -92,6 +92,22 @@ TWO_CALLS = (
 )
 
 
+def check_forced_calls(server: TestServer, choice: Any, stream: bool, num_seeds: int) -> None:
+    """Of a model that babbles: answers that end are calls, all valid. `choice` is `required` or names get_weather."""
+    num_calls = 0
+    for seed in range(num_seeds):
+        response = ask(server, "hello", tools=TOOLS, tool_choice=choice, stream=stream, seed=seed, temperature=1.5, max_tokens=600)
+        answer = streamed(response) if stream else response.json()["choices"][0]
+        if answer["finish_reason"] == "length":  # calls or reasoning without end
+            continue
+        assert answer["finish_reason"] == "tool_calls" and not answer["message"]["content"]
+        for name, arguments in calls_of(answer["message"]):
+            assert choice == "required" or name == "get_weather"
+            jsonschema.validate(arguments, SCHEMAS[name])
+            num_calls += 1
+    assert num_calls
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_calls_are_read_from_the_answer(hermes: TestServer, stream: bool) -> None:
     response = ask(hermes, f"[[{TWO_CALLS}]]", tools=TOOLS, stream=stream)
@@ -166,15 +182,7 @@ def test_a_cut_call_ends_with_length(hermes: TestServer) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_forced_calls_are_valid_whatever_the_model_babbles(babbling: TestServer, choice: Any, stream: bool) -> None:
-    for seed in range(4):
-        response = ask(babbling, "hello", tools=TOOLS, tool_choice=choice, stream=stream, seed=seed, temperature=1.5, max_tokens=500)
-        answer = streamed(response) if stream else response.json()["choices"][0]
-        if answer["finish_reason"] == "length":  # calls without end
-            continue
-        assert answer["finish_reason"] == "tool_calls" and not answer["message"]["content"]
-        for name, arguments in calls_of(answer["message"]):
-            assert choice == "required" or name == "get_weather"
-            jsonschema.validate(arguments, SCHEMAS[name])
+    check_forced_calls(babbling, choice, stream, num_seeds=4)
 
 
 def test_a_conversation_with_calls_and_results_goes_on(hermes: TestServer) -> None:
