@@ -16,9 +16,11 @@ from typing import Any
 from ..structured.constraint import JSON_WHITESPACE, JSON_WHITESPACE_CHARS
 from ..structured.response_format import Grammar
 from ..tokenizer.tokenizer import Tokenizer
+from .bare_values import alternatives, choices, takes_text
 from .dialect import CallDialect, Parameters, Part, Slot
 
 ANY_TEXT = r"/(.|\n)*/"
+TEXT_NOT_JSON = r"/([^ \t\r\n\[{](.|\n)*)?/"
 _INDEX_OR_ID = {Slot.INDEX: "[0-9]{1,3}", Slot.ID: "[a-zA-Z0-9]{9}"}
 """Regular expressions."""
 
@@ -140,12 +142,28 @@ class _Writer:
         """A value and what comes after it."""
         after = self.literal(form.after)
         definitions: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        if form.is_json or not _allows_text(schema):
+        kinds = alternatives(schema, root)
+        if form.is_json or not any(map(takes_text, kinds)):
             whole = {**definitions, **schema} if isinstance(schema, dict) else {}
             self.add(rule, f"{json_rule(whole)} {after}")
             return
-        if isinstance(schema, dict) and all(isinstance(value, str) for value in _choices(schema)) and _choices(schema):
-            self.add(rule, f"({' | '.join(json.dumps(value) for value in _choices(schema))}) {after}")
+        is_told_from_json = any(one.get("type") in ("array", "object") for one in kinds)
+        names = []
+        for idx, one in enumerate(kinds):
+            name = f"{rule}_k{idx}"
+            if takes_text(one):
+                self._add_text(name, one, form, is_told_from_json=is_told_from_json)
+                names.append(name)
+            if any(not isinstance(value, str) for value in choices(one)) or not takes_text(one):
+                names.append(f"{name}_json")
+                self.add(names[-1], f"{json_rule({**definitions, **_without_texts(one)})} {after}")
+        self.add(rule, " | ".join(names))
+
+    def _add_text(self, rule: str, schema: dict[str, Any], form: Parameters, *, is_told_from_json: bool) -> None:
+        """Text and what comes after it. `is_told_from_json`: it may not begin as a list or an object does."""
+        after = self.literal(form.after)
+        if texts := [value for value in choices(schema) if isinstance(value, str)]:
+            self.add(rule, f"({' | '.join(map(json.dumps, texts))}) {after}")
             return
         is_plain = all(isinstance(part, str) for part in self._tokenizer.split_special(form.after))
         regexes = _text_regexes(schema)
@@ -157,9 +175,9 @@ class _Writer:
             self.add(rule.upper(), " & ".join(f"/{one}/" for one in regexes))
             self.add(rule, f"{rule.upper()} {after}")
         elif is_plain:
-            self.add(f"{rule}[lazy]", f"{ANY_TEXT} {json.dumps(form.after)}")
+            self.add(f"{rule}[lazy]", f"{TEXT_NOT_JSON if is_told_from_json else ANY_TEXT} {json.dumps(form.after)}")
         else:
-            self.add(rule, f"{ANY_TEXT} {after}")
+            self.add(rule, f"{TEXT_NOT_JSON if is_told_from_json else ANY_TEXT} {after}")
 
 
 def special_literal(tokenizer: Tokenizer, text: str) -> str:
@@ -176,9 +194,9 @@ def json_rule(schema: dict[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
 
 
-def _text_regexes(schema: Any) -> list[str]:
-    """What a text without quotes has to match: its pattern and its length. Of a value that may be something else than text: nothing."""
-    if not isinstance(schema, dict) or schema.get("type") != "string":
+def _text_regexes(schema: dict[str, Any]) -> list[str]:
+    """What a text without quotes has to match: its pattern and its length. Of a value of any kind: nothing."""
+    if schema.get("type") != "string":
         return []
     whole = schema.get("pattern", "").removeprefix("^").removesuffix("$")  # checked schemas have ^(?:…)$
     regexes = [_slashes_escaped(whole)] if whole else []
@@ -196,20 +214,8 @@ def _slashes_escaped(pattern: str) -> str:
     return re.sub(r"\\.|/|\n", lambda found: {"/": r"\/", "\n": r"\n"}.get(found[0], found[0]), pattern, flags=re.DOTALL)
 
 
-def _choices(schema: dict[str, Any]) -> list[Any]:
-    return [schema["const"]] if "const" in schema else schema.get("enum", [])
-
-
-def _allows_text(schema: Any) -> bool:
-    """Whether a value may be a string, which such dialects write without quotes."""
-    if not isinstance(schema, dict):
-        return True
-    if choices := _choices(schema):
-        return any(isinstance(value, str) for value in choices)
-    if "$ref" in schema:
-        return False
-    for keyword in ("anyOf", "oneOf"):
-        if keyword in schema:
-            return any(_allows_text(one) for one in schema[keyword])
-    kinds = schema.get("type")
-    return kinds is None or "string" in ([kinds] if isinstance(kinds, str) else kinds)
+def _without_texts(schema: dict[str, Any]) -> dict[str, Any]:
+    """An alternative without the choices that are text."""
+    if listed := [value for value in choices(schema) if not isinstance(value, str)]:
+        return {**{key: value for key, value in schema.items() if key != "const"}, "enum": listed}
+    return schema

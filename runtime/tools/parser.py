@@ -14,6 +14,7 @@ from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .bare_values import read_value
 from .dialect import CallDialect, Parameters, Part, Slot, named_id
 from .reasoning import partial_len
 
@@ -254,7 +255,7 @@ class CallParser:
                 value = yield from self._json_value()
                 yield from self._literal(form.after)
             else:
-                value = _typed((yield from self._text_until(form.after)), properties.get(key, {}))
+                value = read_value((yield from self._text_until(form.after)), properties.get(key, {}), schema)
             self._give_arguments(f"{', ' if num_given else '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
             num_given += 1
         self._give_arguments("}" if num_given else "{}")
@@ -295,15 +296,3 @@ def _loose_match(literal: str, text: str) -> int | None:
             return -1
         pos += 1
     return pos
-
-
-def _typed(text: str, schema: Any) -> str:
-    """The JSON text of an argument that was written without quotes: text stays text where the schema wants a string."""
-    if not (isinstance(schema, dict) and schema.get("type") == "string"):
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        if not isinstance(value, str):
-            return json.dumps(value, ensure_ascii=False)
-    return json.dumps(text, ensure_ascii=False)

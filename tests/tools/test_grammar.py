@@ -20,14 +20,18 @@ UNQUOTED = {"qwen_coder": QWEN_CODER, "glm": GLM, "minimax": MINIMAX}
 
 
 def request_of(schema: dict[str, Any]) -> ToolRequest:
-    parameters = {"type": "object", "properties": {"q": schema}, "required": ["q"]}
+    definitions = {
+        "color": {"enum": ["red", "1"]},
+        "node": {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]},
+    }
+    parameters = {"type": "object", "properties": {"q": schema}, "required": ["q"], "$defs": definitions}
     request = tool_request([{"type": "function", "function": {"name": "find", "parameters": parameters}}], "required", None, 8, LIMITS)
     assert request is not None
     return request
 
 
-def accepts(name: str, schema: dict[str, Any], value: str) -> bool:
-    """Whether a forced call may have this text as its argument, written as the template writes it."""
+def given(name: str, schema: dict[str, Any], value: str) -> str | None:
+    """The arguments of a forced call whose argument is this text, written as the template writes it; None: it may not be."""
     template = ChatTemplate(UNQUOTED[name], SPECIALS)
     dialect = derived_dialect(template, END_TEXTS)
     tokenizer = tokenizer_of("byte_level")
@@ -41,12 +45,16 @@ def accepts(name: str, schema: dict[str, Any], value: str) -> bool:
     mask = constraint.first_mask
     for token_id in [*tokenizer.encode(text, add_special_tokens=False), eos_of("byte_level")]:
         if not mask[token_id // 8] >> token_id % 8 & 1:
-            return False
+            return None
         mask = masks.advance(token_id)
-    parser = CallParser(dialect, {"find": {"type": "object", "properties": {"q": schema}}})
-    found = "".join(item.arguments for item in [*parser.push(text), *parser.finish()] if isinstance(item, CallDelta))
-    assert json.loads(found) == {"q": value}
-    return True
+    parser = CallParser(dialect, dict(request_of(schema).schemas))
+    return "".join(item.arguments for item in [*parser.push(text), *parser.finish()] if isinstance(item, CallDelta))
+
+
+def accepts(name: str, schema: dict[str, Any], value: str) -> bool:
+    found = given(name, schema, value)
+    assert found is None or json.loads(found) == {"q": value}
+    return found is not None
 
 
 @pytest.mark.parametrize("name", UNQUOTED)
@@ -64,3 +72,30 @@ def test_text_without_quotes_has_its_pattern_and_length(name: str, schema: dict[
     schema = {"type": "string", **schema}
     assert [text for text in good if not accepts(name, schema, text)] == []
     assert [text for text in bad if accepts(name, schema, text)] == []
+
+
+TEXT, NULL, INTEGER = {"type": "string"}, {"type": "null"}, {"type": "integer", "minimum": 10}
+NODE, COLOR = {"$ref": "#/$defs/node"}, {"$ref": "#/$defs/color"}
+
+
+@pytest.mark.parametrize("name", UNQUOTED)
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (TEXT, {"5": "5", "null": "null", '"a"': '"a"'}, []),
+        ({"enum": ["1", "true", 2]}, {"1": "1", "true": "true", "2": 2}, ["3", '"1"', "false"]),
+        (COLOR, {"red": "red", "1": "1"}, ['"red"', "blue"]),
+        ({"anyOf": [TEXT, NULL]}, {"5": "5", "null": None, "a\nb": "a\nb", "NaN": "NaN", "1e999": "1e999"}, []),
+        ({"type": ["string", "null"], "maxLength": 4}, {"5": "5", "null": None}, ["abcde"]),
+        ({"anyOf": [COLOR, INTEGER]}, {"red": "red", "1": "1", "12": 12}, ["5", "blue", "1.5"]),
+        ({"anyOf": [TEXT, INTEGER]}, {"5": "5", "12": 12, "12.0": 12, "12.5": "12.5"}, []),
+        ({"anyOf": [TEXT, NODE]}, {'{"id": 1}': {"id": 1}, "a {b}": "a {b}", "": ""}, ['{"id": "x"}', "{}", "[1]"]),
+        ({}, {"NaN": "NaN", "[1e999]": "[1e999]", "[1]": [1], "x": "x", "[" * 3000: "[" * 3000}, []),
+        (NODE, {'{"id": 1}': {"id": 1}}, ["x", "{}"]),
+    ],
+)
+def test_values_without_quotes_are_valid_for_their_schema(name: str, schema: dict[str, Any], good: dict[str, Any], bad: list[str]) -> None:
+    for text, value in good.items():
+        found = given(name, schema, text)
+        assert found is not None and json.loads(found, parse_constant=pytest.fail) == {"q": value}, text
+    assert [text for text in bad if given(name, schema, text) is not None] == []
