@@ -21,16 +21,16 @@ MAX_LOGIT_BIAS = 1e6
 """Upper bound of |logit_bias|: far above any logit, far below the float32 range."""
 MAX_EMBEDDING = 1e30
 """Upper bound of the numbers of an embedding, below the float32 range."""
-_FLOAT_BOUNDS = (
-    ("temperature", 0.0, 100.0),
-    ("top_p", 0.0, 1.0),
-    ("min_p", 0.0, 1.0),
-    ("frequency_penalty", -2.0, 2.0),
-    ("presence_penalty", -2.0, 2.0),
-    ("xtc_threshold", 0.0, 1.0),
-    ("xtc_probability", 0.0, 1.0),
-)
-_TOKEN_LISTS = ("stop_token_ids", "eos_token_ids", "forced_output_tokens", "logit_bias")
+_FLOAT_BOUNDS = {
+    "temperature": (0.0, 100.0),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "presence_penalty": (-2.0, 2.0),
+    "xtc_threshold": (0.0, 1.0),
+    "xtc_probability": (0.0, 1.0),
+}
+_TOKEN_LISTS = ("stop_token_ids", "forced_output_tokens", "logit_bias")
 _SEQUENCE_LISTS = ("stop_token_sequences", "bad_words_ids")
 _UINT64_MAX = 2**64 - 1
 _MIX_A, _MIX_B, _GOLDEN = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x9E3779B97F4A7C15
@@ -109,11 +109,12 @@ class SamplingParams:
     cache_salt: str = ""
     response_format: Mapping[str, Any] | None = None
     replaced_embeddings: ReplacedEmbeddings | None = None
+    _valid_for: tuple[int, int, int, int] | None = field(default=None, init=False, repr=False, compare=False)  # what `validate` got
 
     @staticmethod
     def of(values: dict[str, Any]) -> SamplingParams:
         """As the constructor, several times as fast: it is called for every request."""
-        if not values.keys() <= _FIELD_NAMES:
+        if not _FIELD_NAMES.issuperset(values):
             raise TypeError(f"SamplingParams has no field '{min(values.keys() - _FIELD_NAMES)}'")
         made = object.__new__(SamplingParams)
         made.__dict__.update(values)
@@ -121,7 +122,9 @@ class SamplingParams:
 
     def with_(self, **changes: Any) -> SamplingParams:
         """`dataclasses.replace` in the manner of `of`."""
-        return SamplingParams.of({**self.__dict__, **changes})
+        given = self.__dict__ | changes
+        given.pop("_valid_for", None)
+        return SamplingParams.of(given)
 
     @property
     def is_constrained(self) -> bool:
@@ -131,15 +134,28 @@ class SamplingParams:
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int, embedding_width: int = 0) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt.
 
-        `embedding_width`: numbers of an embedding; 0 for a model in which none can be replaced.
+        `embedding_width`: numbers of an embedding; 0 for a model in which none can be replaced. Who asks again for the same gets the same
+        answer without a second look: the server asks, then the engine.
         """
         given = self.__dict__
+        asked = (vocab_size, max_context_len, prompt_len, embedding_width)
+        if given.get("_valid_for") == asked:
+            return
+        self._check_max_tokens(max_context_len, prompt_len)
+        for name, value in given.items():
+            bounds = _FLOAT_BOUNDS.get(name)
+            if bounds is not None and not (type(value) is float and bounds[0] <= value <= bounds[1]):
+                _check_float(name, value, *bounds)
+        if not _COMMON_NAMES.issuperset(given):
+            self._check_uncommon(given, vocab_size, max_context_len, prompt_len, embedding_width)
+        if self.seed is not None:
+            self._check_seed()
+        _check_token_ids("eos_token_ids", self.eos_token_ids, vocab_size)
+        given["_valid_for"] = asked
+
+    def _check_uncommon(self, given: dict[str, Any], vocab_size: int, max_context_len: int, prompt_len: int, embedding_width: int) -> None:
+        """The fields that most requests do not have."""
         self._check_lengths(given, max_context_len, prompt_len)
-        for name, low, high in _FLOAT_BOUNDS:
-            if name in given:
-                value = given[name]
-                if not (type(value) is float and low <= value <= high):  # the common case without a call; it is done for every request
-                    _check_float(name, value, low, high)
         if "repetition_penalty" in given and not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
             raise InvalidSamplingParams("repetition_penalty", self.repetition_penalty, "a number with 0 < repetition_penalty <= 100")
         if "top_k" in given:
@@ -148,8 +164,6 @@ class SamplingParams:
             _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, vocab_size)
-        if self.seed is not None:
-            self._check_seed()
         if "cache_salt" in given and not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
             raise InvalidSamplingParams("cache_salt", self.cache_salt, f"a string of at most {MAX_CACHE_SALT_LEN} characters")
         self._check_token_lists(given, vocab_size)
@@ -158,7 +172,7 @@ class SamplingParams:
         if self.replaced_embeddings is not None:
             _check_replaced(self.replaced_embeddings, prompt_len, embedding_width)
 
-    def _check_lengths(self, given: dict[str, Any], max_context_len: int, prompt_len: int) -> None:
+    def _check_max_tokens(self, max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
             raise InvalidSamplingParams(
                 "prompt",
@@ -166,11 +180,12 @@ class SamplingParams:
                 f"1 to {max_context_len - 1} tokens",
                 f"the context of this model is {max_context_len} tokens, one is for the answer",
             )
-        room = max_context_len - prompt_len
         max_tokens = self.max_tokens
-        where = f"prompt of {prompt_len} tokens in a context of {max_context_len}"
-        if max_tokens is not None and not (type(max_tokens) is int and 1 <= max_tokens <= room):
-            _check_int("max_tokens", max_tokens, 1, room, where)
+        if max_tokens is not None and not (type(max_tokens) is int and 1 <= max_tokens <= max_context_len - prompt_len):
+            _check_int("max_tokens", max_tokens, 1, max_context_len - prompt_len, _where(max_context_len, prompt_len))
+
+    def _check_lengths(self, given: dict[str, Any], max_context_len: int, prompt_len: int) -> None:
+        room, where = max_context_len - prompt_len, _where(max_context_len, prompt_len)
         if self.max_total_tokens is not None:
             _check_int("max_total_tokens", self.max_total_tokens, prompt_len + 1, max_context_len, where)
         if "min_tokens" in given:
@@ -234,7 +249,13 @@ class SamplingParams:
 
 
 SamplingParams.logit_bias = {}  # a default that the class lacks as the constructor makes a new one each time
-_FIELD_NAMES = frozenset(one.name for one in fields(SamplingParams))
+_FIELD_NAMES = frozenset(one.name for one in fields(SamplingParams) if one.init)
+_COMMON_NAMES = frozenset({*_FLOAT_BOUNDS, "max_tokens", "ignore_eos", "seed", "eos_token_ids", "stop"})
+"""Fields that `validate` looks at in every request, or that hold nothing to look at."""
+
+
+def _where(max_context_len: int, prompt_len: int) -> str:
+    return f"prompt of {prompt_len} tokens in a context of {max_context_len}"
 
 
 def _derive_seed(seed: int, sample_idx: int) -> int:

@@ -7,7 +7,7 @@
 namespace fmo {
 namespace {
 
-constexpr size_t kMaxDepth = 64;
+constexpr size_t kMaxDepth = 64;           // whatever the bounds say
 constexpr size_t kMaxNames = 128;          // of the open objects together
 constexpr size_t kMaxNamesPerObject = 64;  // each is compared with all before it
 
@@ -31,16 +31,18 @@ size_t string_end(std::string_view json, size_t start, bool& has_escape) {
 
 }  // namespace
 
-bool has_unique_names(std::string_view json) {
+bool has_unique_names(std::string_view json, const JsonBounds& bounds) {
+  const size_t max_depth = std::min(kMaxDepth, bounds.max_depth);
   std::array<OpenValue, kMaxDepth> open;
   std::array<std::string_view, kMaxNames> names;
   size_t depth = 0;
+  size_t num_containers = 0;
   size_t num_names = 0;
   bool is_name_next = false;
   for (size_t pos = 0; pos < json.size(); ++pos) {
     const char c = json[pos];
     if (c == '{' || c == '[') {
-      if (depth == kMaxDepth) return false;
+      if (depth == max_depth || ++num_containers > bounds.max_containers) return false;
       open[depth++] = {c == '{', num_names};
       is_name_next = c == '{';
     } else if (c == '}' || c == ']') {

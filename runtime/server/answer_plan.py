@@ -35,7 +35,7 @@ _ALPHANUMERIC = string.ascii_letters + string.digits
 AnyConstraint = Constraint | CallConstraint | AfterReasoning | ChannelConstraint
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatPlan:
     """Of one chat request, before its prompt is known. `tools`: None when the model may not call."""
 
@@ -59,7 +59,7 @@ class AnswerPlanner:
         parse_reasoning: bool = False,
     ) -> None:
         self._template = template
-        self._limits = limits
+        self._max_tools, self._constraint_limits = limits.max_tools, limits.of_constraints
         self._parse_reasoning = parse_reasoning
         self._compiler = ConstraintCompiler(tokenizer, vocab_size, eos_ids) if tokenizer is not None else None
         self.forms: AnswerForms | None = None
@@ -115,7 +115,7 @@ class AnswerPlanner:
         return "call_" + "".join(secrets.choice(_ALPHANUMERIC) for _ in range(24))
 
     def _format(self, params: SamplingParams) -> Constraint | None:
-        grammar = grammar_of(params.response_format, self._limits.of_constraints)
+        grammar = grammar_of(params.response_format, self._constraint_limits)
         if grammar is None:
             return None
         return self._needed_compiler().compile(grammar, _end_ids(params))
@@ -127,7 +127,7 @@ class AnswerPlanner:
 
     def _constraint(self, plan: ChatPlan, request: ChatRequest, params: SamplingParams, options: ReadOptions) -> AnyConstraint | None:
         if options.forms.channels is not None:
-            content = grammar_of(params.response_format, self._limits.of_constraints)
+            content = grammar_of(params.response_format, self._constraint_limits)
             wishes = ChannelWishes(plan.tools, content, request.reasoning_budget)
             return channel_constraint(
                 wishes, options.forms.channels, self._needed_compiler(), _end_ids(params), options.begun, options.is_in_content
@@ -145,9 +145,7 @@ class AnswerPlanner:
 
     def _tools(self, request: ChatRequest, params: SamplingParams) -> ToolRequest | None:
         try:
-            tools = tool_request(
-                request.tools, request.tool_choice, request.parallel_tool_calls, self._limits.max_tools, self._limits.of_constraints
-            )
+            tools = tool_request(request.tools, request.tool_choice, request.parallel_tool_calls, self._max_tools, self._constraint_limits)
         except InvalidTools as error:
             raise (bad_request if error.is_type else invalid_value)(str(error), error.param) from None
         except InvalidConstraint as error:

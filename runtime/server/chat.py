@@ -40,7 +40,7 @@ def chat_prompt(
     """Token ids of the conversation up to the assistant's turn, and the end of its text. Raises ApiError."""
     messages = checked_messages(request.messages, limits)
     if forms is not None:
-        messages = [forms.history_message(message) for message in messages]
+        messages = [forms.history_message(message) if len(message) > 2 else message for message in messages]
     tools = plan.tools.tools if plan.tools is not None else None
     try:
         return encode_prompt(template, tokenizer, messages, variables=plan.template_variables, tools=tools)
@@ -55,13 +55,17 @@ def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dic
         raise invalid_value("'messages' is empty, expected at least one message", "messages")
     if len(messages) > limits.max_messages:
         raise invalid_value(f"'messages' has {len(messages)} entries, at most {limits.max_messages} are allowed", "messages")
-    return [_checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    checked = []
+    for i, message in enumerate(messages):
+        role, content = message.get("role"), message.get("content")
+        if len(message) == 2 and type(content) is str and type(role) is str and role in _PLAIN_ROLES:
+            checked.append({"role": _PLAIN_ROLES[role], "content": content})
+        else:
+            checked.append(_checked_message(message, f"messages[{i}]"))
+    return checked
 
 
 def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    role, content = message.get("role"), message.get("content")
-    if len(message) == 2 and type(content) is str and type(role) is str and role in _PLAIN_ROLES:
-        return {"role": _PLAIN_ROLES[role], "content": content}
     given = {key: value for key, value in message.items() if value is not None}
     role = given.get("role")
     if role is None:
@@ -194,7 +198,8 @@ class ChatAnswer:
         choice = self._choices[choice_idx]
         piece = choice.read(delta, self._generation.usage)
         choice.collect(piece, self._new_call_id)
-        choice.logprobs.extend(map(self._logprob, delta.logprobs if self._with_logprobs else ()))
+        if self._with_logprobs:
+            choice.logprobs.extend(map(self._logprob, delta.logprobs))
 
     def whole(self) -> dict[str, Any]:
         return {

@@ -38,7 +38,7 @@ async def read_request(exchange: Exchange, limits: Limits, kind: type[Request]) 
 
 def parse_request(body: bytes, limits: Limits, kind: type[Request]) -> Request:
     """`body` as a request, in one step if nothing is odd about it, else in steps that find out what is. Raises ApiError 400 or 422."""
-    if _is_shallow(body, limits) and has_unique_names(body):
+    if has_unique_names(body, max_depth=limits.max_json_depth, max_containers=limits.max_json_containers):
         try:
             request: Request = strict_decoder(kind).decode(body)
             return request
@@ -56,7 +56,8 @@ def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
-    if not has_unique_names(body) and _STRINGS.findall(body).count(b":") != _num_names(value):
+    is_unique = has_unique_names(body, max_depth=limits.max_json_depth, max_containers=limits.max_json_containers)
+    if not is_unique and _STRINGS.findall(body).count(b":") != _num_names(value):
         raise bad_request("an object of the body has two fields of the same name", code="duplicate_field")
     return value
 
@@ -77,14 +78,9 @@ def _num_names(value: Any) -> int:
     return total
 
 
-def _is_shallow(body: bytes, limits: Limits) -> bool:
-    """Whether the body has so few brackets that it cannot nest too deep."""
-    return body.count(b"[") + body.count(b"{") <= limits.max_json_depth
-
-
 def _check_structure(body: bytes, limits: Limits) -> None:
     """Bounds the depth and the number of arrays and objects before anything is built from them."""
-    if _is_shallow(body, limits):
+    if body.count(b"[") + body.count(b"{") <= limits.max_json_depth:
         return
     depth = num_containers = 0
     for match in _STRUCTURE.finditer(body):

@@ -7,9 +7,9 @@ against the context) is checked per prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
+from .._core import given_attributes
 from ..sampling import InvalidSamplingParams, ReplacedEmbeddings, SamplingParams
 from ..tokenizer.tokenizer import Tokenizer
 from .bad_stop import bad_word_ids
@@ -34,7 +34,6 @@ _SAME_NAME = (
     "n",
     "cache_salt",
 )
-_same_name_of = attrgetter(*_SAME_NAME)
 _API_NAMES = {
     "bad_words_ids": "bad_words",
     "stop_token_ids": "stop_tokens",
@@ -47,7 +46,7 @@ _API_NAMES = {
 
 def sampling_fields(request: GenerationRequest, limits: Limits) -> dict[str, Any]:
     """The SamplingParams fields that chat and completions share, without text that needs a tokenizer. Raises ApiError."""
-    values = {name: value for name, value in zip(_SAME_NAME, _same_name_of(request), strict=True) if value is not None}
+    values = given_attributes(request, _SAME_NAME)
     if request.n is not None:
         _check_range("n", request.n, 1, limits.max_n)
     if request.seed is not None:
@@ -121,12 +120,13 @@ def params_for_prompt(
     """`params` with the limits that count prompt and answer together, with the model's own end-of-sequence tokens, and with a seed for
     each sample, drawn now, so that the answer can name them."""
     eos_token_ids = tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids))) if params.eos_token_ids else model_eos_ids
-    changes: dict[str, Any] = {"eos_token_ids": eos_token_ids, "seed": params.sample_seeds()}
-    if isinstance(request, CompletionRequest) and request.max_total_tokens is not None:
-        changes["max_total_tokens"] = request.max_total_tokens
-    if isinstance(request, CompletionRequest) and request.min_total_tokens is not None:
-        changes["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
-    return params.with_(**changes)
+    totals: dict[str, Any] = {}
+    if isinstance(request, CompletionRequest):
+        if request.max_total_tokens is not None:
+            totals["max_total_tokens"] = request.max_total_tokens
+        if request.min_total_tokens is not None:
+            totals["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
+    return params.with_(eos_token_ids=eos_token_ids, seed=params.sample_seeds(), **totals)
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, param: str) -> None:

@@ -41,6 +41,9 @@ class Choice:
 
     def read(self, delta: TextDelta, usage: Usage) -> AnswerPiece:
         """What a delta adds; the last one sets the finish reason: `stop`, `length` or `tool_calls`."""
+        if self.is_plain:
+            self.finish_reason, self.stop_string = delta.finish_reason, delta.stop_string
+            return AnswerPiece("", delta.text)
         if usage.num_reasoning_tokens is not None and self._reader.in_reasoning:
             usage.num_reasoning_tokens += delta.num_tokens
         piece = self._reader.push(delta.text)
@@ -54,8 +57,9 @@ class Choice:
 
     def collect(self, piece: AnswerPiece, new_call_id: Callable[[], str]) -> None:
         """Keeps a piece; every call gets an id."""
-        self.reasoning.append(piece.reasoning)
         self.content.append(piece.content)
+        if piece.reasoning:
+            self.reasoning.append(piece.reasoning)
         for call in piece.calls:
             if call.name is not None:
                 self.calls.append(CallDelta(call.call_idx, call.name, call.arguments, call.call_id or new_call_id()))

@@ -47,8 +47,7 @@ class ChatTemplate:
                 where=f"{where}, line {error.lineno}",
                 hint="fix the template in the checkpoint and compile again",
             ) from None
-        self._template.globals = dict(self._template.globals)  # a chain of mappings takes long to copy, which every rendering does
-        self._special_tokens = special_tokens
+        self._constants = {**self._template.globals, **special_tokens, "documents": None}
         self.source = source
         self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
         """Names that the template reads, those that the server sets among them."""
@@ -62,21 +61,18 @@ class ChatTemplate:
         variables: dict[str, Any] | None = None,
     ) -> str:
         """The prompt text. Raises ChatTemplateError when the template refuses the messages, fails on them or writes too much."""
-        shadowed = RESERVED_NAMES.intersection(variables or ())
-        if shadowed:
-            raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
-        values = {
-            **self._special_tokens,
-            **(variables or {}),
-            "messages": messages,
-            "tools": tools,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        if variables:
+            shadowed = RESERVED_NAMES.intersection(variables)
+            if shadowed:
+                raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
+            given |= variables
+        template, environment = self._template, self._template.environment
+        context = environment.context_class(environment, self._constants | given, template.name, template.blocks)
         parts: list[str] = []
         num_chars = 0
         try:
-            for part in self._template.root_render_func(self._template.new_context(values)):  # `generate` without its wrappers
+            for part in template.root_render_func(context):  # `generate` without its wrappers
                 num_chars += len(part)
                 if num_chars > MAX_PROMPT_CHARS:
                     raise ChatTemplateError(f"the rendered prompt is longer than {MAX_PROMPT_CHARS} characters")
@@ -129,7 +125,7 @@ def encode_prompt(
     tools: list[dict[str, Any]] | None = None,
 ) -> tuple[list[int], str]:
     """As `encode_chat`, with the end of the prompt's text."""
-    if not (variables or tools) and not any(map(tokenizer.may_spell_special, messages)):
+    if not (variables or tools) and not tokenizer.may_spell_special(messages):
         text = template.render(messages)
         return tokenizer.encode(text, add_special_tokens=False), text[-_TAIL_CHARS:]
     mark = unused_mark(json.dumps([messages, variables, tools], ensure_ascii=False))

@@ -48,6 +48,7 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
+        self._special_beginnings = tuple({text[:1] for text in self._special_texts})
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
         self._words = word_encoder(backend)
@@ -120,11 +121,20 @@ class Tokenizer:
 
     # Special tokens in user content ------------------------------------------------------------------------------------------------------
 
-    def may_spell_special(self, message: dict[str, Any]) -> bool:
-        """Whether a text of the message may spell a special token. False for messages of texts that surely do not."""
-        return bool(self._special_texts) and not all(
-            key == "role" or (type(value) is str and self._special_pattern.search(value) is None) for key, value in message.items()
-        )
+    def may_spell_special(self, messages: list[dict[str, Any]]) -> bool:
+        """Whether a text of the messages may spell a special token. False for messages of texts that surely do not."""
+        if not self._special_texts:
+            return False
+        for message in messages:
+            for key, value in message.items():
+                if key == "role":
+                    continue
+                if type(value) is not str:
+                    return True
+                for beginning in self._special_beginnings:
+                    if beginning in value and self._special_pattern.search(value) is not None:
+                        return True
+        return False
 
     def mark_special_text(self, value: Any, mark: str) -> Any:
         """`value` with every special token that its strings spell broken up by `mark` after the first character."""

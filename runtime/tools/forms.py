@@ -87,7 +87,7 @@ def _special_ids(tokenizer: Tokenizer, literals: str, eos_ids: Sequence[int]) ->
     return frozenset(part for part in tokenizer.split_special(literals) if isinstance(part, int)) - frozenset(eos_ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ReadOptions:
     """How the answers of one request are read. `functions` {}: no calls. `is_open`: the prompt has opened the reasoning.
 

@@ -43,6 +43,8 @@ def tool_request(
     tools: list[dict[str, Any]] | None, choice: Any, parallel: bool | None, max_tools: int, limits: ConstraintLimits
 ) -> ToolRequest | None:
     """None when the model may not call anything. Raises InvalidTools, InvalidConstraint for a schema."""
+    if not tools and choice is None:
+        return None
     given = [_checked_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools or ())]
     if len(given) > max_tools:
         raise InvalidTools(f"'tools' has {len(given)} entries, at most {max_tools} are allowed", "tools")

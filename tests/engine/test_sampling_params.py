@@ -107,3 +107,16 @@ def test_a_changed_copy_has_everything_else_and_leaves_the_first_alone():
     assert changed == SamplingParams(temperature=0.25, stop=("x",), logit_bias={1: 2.0}, seed=(1,)) and first.temperature == 0.5
     with pytest.raises(TypeError, match="'temprature'"):
         first.with_(temprature=1.0)
+
+
+def test_what_is_valid_for_one_prompt_is_looked_at_again_for_another_and_after_a_change() -> None:
+    params = SamplingParams.of({"max_tokens": 10, "top_p": 0.5, "eos_token_ids": (90,)})
+    params.validate(100, 50, 40)
+    params.validate(100, 50, 40)
+    with pytest.raises(InvalidSamplingParams, match="'max_tokens' is 10, expected an integer from 1 to 9"):
+        params.validate(100, 50, 41)
+    with pytest.raises(InvalidSamplingParams, match="'eos_token_ids' is 90"):
+        params.validate(90, 50, 40)
+    with pytest.raises(InvalidSamplingParams, match="'top_p' is 2.0"):
+        params.with_(top_p=2.0).validate(100, 50, 40)
+    assert params == SamplingParams(max_tokens=10, top_p=0.5, eos_token_ids=(90,))

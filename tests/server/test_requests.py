@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -65,6 +66,10 @@ def test_what_is_not_a_json_object_is_refused_as_step_by_step(body: bytes) -> No
     assert first == second and first[0] == 400
 
 
+def is_surely_unique(body: bytes) -> bool:
+    return has_unique_names(body, max_depth=1000, max_containers=1000)
+
+
 def test_names_are_surely_unique_or_perhaps_not() -> None:
     for text in (
         '{"a": {"a": 1}, "b": {"a": "a"}}',
@@ -73,7 +78,7 @@ def test_names_are_surely_unique_or_perhaps_not() -> None:
         '{"": 1}',
         "1",
     ):
-        assert has_unique_names(text.encode()), text
+        assert is_surely_unique(text.encode()), text
     for text in (
         '{"a": 1, "a": 2}',
         '{"a": {"b": 1}, "c": [{"d": 1, "d": 1}]}',
@@ -82,9 +87,21 @@ def test_names_are_surely_unique_or_perhaps_not() -> None:
         '{"a": "',
         "]",
     ):
-        assert not has_unique_names(text.encode()), text
-    assert not has_unique_names(json.dumps({f"n{i}": i for i in range(65)}).encode())
-    assert not has_unique_names(b"[" * 65 + b"]" * 65)
+        assert not is_surely_unique(text.encode()), text
+    assert not is_surely_unique(json.dumps({f"n{i}": i for i in range(65)}).encode())
+    assert not is_surely_unique(b"[" * 65 + b"]" * 65)
+
+
+def test_what_exceeds_the_bounds_of_a_body_is_left_to_the_slow_reader_which_refuses_it() -> None:
+    limits = replace(LIMITS, max_json_depth=4, max_json_containers=10)
+    for kwargs, message in ((b"[[[]]]", "deeper than 4"), (b"[" + b"[]," * 9 + b"[]]", "more than 10")):
+        body = b'{"messages": [], "chat_template_kwargs": {"x": %b}}' % kwargs
+        assert not has_unique_names(body, max_depth=4, max_containers=10)
+        with pytest.raises(ApiError, match=message):
+            parse_request(body, limits, ChatRequest)
+    body = b'{"messages": [], "chat_template_kwargs": {"x": [[]]}}'
+    assert has_unique_names(body, max_depth=4, max_containers=10) and parse_request(body, limits, ChatRequest).messages == []
+    assert not has_unique_names(body, max_depth=3, max_containers=10)
 
 
 def test_random_objects_have_the_names_that_the_parser_sees() -> None:
@@ -110,5 +127,5 @@ def test_random_objects_have_the_names_that_the_parser_sees() -> None:
         except AssertionError:
             expected = False
         seen.add(expected)
-        assert has_unique_names(body.encode()) == expected, body
+        assert is_surely_unique(body.encode()) == expected, body
     assert seen == {True, False}
