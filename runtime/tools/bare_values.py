@@ -81,6 +81,17 @@ def takes_text(alternative: Mapping[str, Any]) -> bool:
     return alternative.get("type") in (None, "string")
 
 
+def beside_text(alternative: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values of an alternative that are no text; None: there are none."""
+    if listed := choices(alternative):
+        others = [value for value in listed if not isinstance(value, str)]
+        return {**{key: value for key, value in alternative.items() if key != "const"}, "enum": others} if others else None
+    kind = alternative.get("type")
+    if kind is None:
+        return {**alternative, "type": [name for name in _KINDS if name not in ("string", "integer")]}
+    return dict(alternative) if kind != "string" else None
+
+
 def takes(alternative: Mapping[str, Any], value: Any) -> bool:
     """Whether a value is one of an alternative's: its kind, its choices and its bounds count."""
     kind = alternative.get("type")

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError
@@ -23,6 +23,8 @@ _NAMES = ("zqalpha", "zqbeta")
 _IDS = ("zqid0000a", "zqid0000b")  # nine letters and digits: some templates insist
 _KEYS = ("zqkeya", "zqkeyb")
 _VALUES = ("zqvalua", "zqvalub")
+_NUMBER = 9042017
+_MAX_END_CHARS = 200
 _CONTENT = "zqcontent"
 _USER = {"role": "user", "content": "zquser"}
 _MARK = re.compile(r"<[^<>\s]+>|\[[A-Za-z_]+\]")
@@ -43,13 +45,22 @@ Part = str | Slot
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """Arguments written one by one: `before` KEY `middle` VALUE `after`, with `separator` between two. `is_json`: strings are quoted."""
+    """Arguments written one by one: `before` KEY `middle` VALUE `after`, with `separator` between two. `is_json`: strings are quoted.
+
+    `json_marks`: what stands in place of `middle` and `after` around values that are no strings, where that is something else.
+    """
 
     before: str
     middle: str
     after: str
     separator: str
     is_json: bool
+    json_marks: tuple[str, str] | None = None
+
+    @property
+    def key_end(self) -> str:
+        """What follows a key whatever its value is."""
+        return self.middle if self.json_marks is None else common_prefix(self.middle, self.json_marks[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +69,9 @@ class CallDialect:
 
     `trigger`: the mark with which calls begin anywhere in a text; None: calls are recognised only when the answer begins with them.
     `parameters` None: ARGS is a JSON object. `arguments_as_text`: the template wants the arguments of earlier calls as JSON text.
-    `ids_name_functions`: templates that write a call by its id only, which has to be `named_id`.
+    `ids_name_functions`: templates that write a call by its id only, which has to be `named_id`. `values_as_text`: the template writes
+    arguments that are no strings as JSON only when they are given as text. `needs_no_content`: it writes calls of messages whose content is
+    null, not empty.
     """
 
     start: str
@@ -69,6 +82,8 @@ class CallDialect:
     parameters: Parameters | None
     arguments_as_text: bool
     ids_name_functions: bool = False
+    values_as_text: bool = False
+    needs_no_content: bool = False
 
     @property
     def head(self) -> str:
@@ -81,8 +96,16 @@ class CallDialect:
     def literals(self) -> str:
         """All literal text, to look for special tokens in it."""
         params = self.parameters
-        extra = [params.before, params.middle, params.after, params.separator] if params is not None else []
+        extra = [params.before, params.middle, params.after, params.separator, *(params.json_marks or ())] if params is not None else []
         return "\n".join([self.start, *(part for part in self.call if isinstance(part, str)), self.separator or "", self.end, *extra])
+
+    def history_arguments(self, arguments: Any) -> Any:
+        """The arguments of an earlier call as the template wants them."""
+        if self.arguments_as_text:
+            return json.dumps(arguments, ensure_ascii=False)
+        if self.values_as_text and isinstance(arguments, dict):
+            return {key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for key, value in arguments.items()}
+        return arguments
 
 
 class NoDialect(ValueError):
@@ -94,9 +117,9 @@ def derived_dialect(template: ChatTemplate, end_texts: Sequence[str], *, in_chan
     trigger. Raises NoDialect.
     """
     reasons = []
-    for as_text, in_ids in ((False, False), (True, False), (True, True), (False, True)):
+    for is_trimmed, no_content, as_text, in_ids in product((False, True), repeat=4):
         try:
-            renderer = _Renderer(template, as_text=as_text, end_texts=end_texts, in_ids=in_ids)
+            renderer = _Renderer(template, end_texts, as_text=as_text, in_ids=in_ids, no_content=no_content, is_trimmed=is_trimmed)
             dialect = _derived(renderer)
             if in_channels:
                 return replace(dialect, trigger=None)
@@ -114,10 +137,11 @@ def rendered_calls(
     """What a model writes for these calls, as its template shows them. Raises NoDialect when the template fails on them."""
     messages = []
     for idx, (name, arguments) in enumerate(calls):
-        given: Any = json.dumps(arguments, ensure_ascii=False) if dialect.arguments_as_text else arguments
         call_id = named_id(name, idx) if dialect.ids_name_functions else f"call{idx:05d}"
-        messages.append({"id": call_id, "type": "function", "function": {"name": name, "arguments": given}})
-    text = _Renderer(template, as_text=dialect.arguments_as_text, end_texts=end_texts, in_ids=dialect.ids_name_functions).answer(messages)
+        function = {"name": name, "arguments": dialect.history_arguments(arguments)}
+        messages.append({"id": call_id, "type": "function", "function": function})
+    as_text, in_ids = dialect.arguments_as_text, dialect.ids_name_functions
+    text = _Renderer(template, end_texts, as_text=as_text, in_ids=in_ids, no_content=dialect.needs_no_content).answer(messages)
     begin = dialect.trigger or dialect.head
     return text[max(text.find(begin), 0) :].rstrip()
 
@@ -131,12 +155,16 @@ def named_id(name: str, call_idx: int | str) -> str:
 class _Renderer:
     """Gives what the model writes for an assistant's message: after the generation prompt, before the end of the turn.
 
-    `as_text`: arguments are given as JSON text. `in_ids`: the ids name the functions."""
+    `as_text`: arguments are given as JSON text. `in_ids`: the ids name the functions. `no_content`: the content beside calls is null.
+    `is_trimmed`: what begins every answer, an empty reasoning for instance, is left out.
+    """
 
     template: ChatTemplate
-    as_text: bool
     end_texts: Sequence[str]
+    as_text: bool
     in_ids: bool
+    no_content: bool
+    is_trimmed: bool = False
 
     def plain_answer(self) -> str:
         prompt = self._render([_USER], [], add_generation_prompt=True)
@@ -146,9 +174,13 @@ class _Renderer:
     def answer(self, calls: list[dict[str, Any]]) -> str:
         tools = [_tool(name) for name in _NAMES]
         prompt = self._render([_USER], tools, add_generation_prompt=True)
-        text = self._render([_USER, {"role": "assistant", "content": "", "tool_calls": calls}], tools, add_generation_prompt=False)
+        content = None if self.no_content else ""
+        text = self._render([_USER, {"role": "assistant", "content": content, "tool_calls": calls}], tools, add_generation_prompt=False)
         plain = self._render([_USER, {"role": "assistant", "content": _CONTENT}], tools, add_generation_prompt=False)
-        answer = _without_empty_reasoning(text[_shared_start(prompt, text) :])
+        answer = text[_shared_start(prompt, text) :]
+        if self.is_trimmed:
+            before_content, _, _ = plain[_shared_start(prompt, plain) :].partition(_CONTENT)
+            answer = answer.removeprefix(before_content.rstrip())
         cut = min(
             (found for end in self.end_texts if end and (found := answer.find(end, max(_last_sentinel(answer), 0))) >= 0), default=None
         )
@@ -158,9 +190,10 @@ class _Renderer:
         return answer.removesuffix(turn_end)
 
     def call(self, idx: int, num_args: int) -> dict[str, Any]:
-        arguments: Any = dict(zip(_KEYS[:num_args], _VALUES[:num_args], strict=True))
-        if self.as_text:
-            arguments = "{" + ", ".join(f'"{key}": "{value}"' for key, value in arguments.items()) + "}"
+        return self.call_with(dict(zip(_KEYS[:num_args], _VALUES[:num_args], strict=True)), idx)
+
+    def call_with(self, given: dict[str, Any], idx: int = 0) -> dict[str, Any]:
+        arguments = json.dumps(given, ensure_ascii=False) if self.as_text else given
         call_id = named_id(_NAMES[idx], idx) if self.in_ids else _IDS[idx]
         return {"id": call_id, "type": "function", "function": {"name": _NAMES[idx], "arguments": arguments}}
 
@@ -178,17 +211,12 @@ def _tool(name: str) -> dict[str, Any]:
 
 def _shared_start(prompt: str, text: str) -> int:
     """Where the answer begins in `text`: after the prompt, or where the prompt goes another way (it opens the reasoning, say)."""
-    shared = len(_common_prefix(prompt, text))
+    shared = len(common_prefix(prompt, text))
     if shared == len(prompt):
         return shared
     while shared and not (prompt[shared - 1].isspace() or prompt[shared - 1] in ">]"):
         shared -= 1  # not in the middle of a mark that only begins alike
     return shared
-
-
-def _without_empty_reasoning(answer: str) -> str:
-    """Some templates put an empty pair of reasoning tags into every answer of the past."""
-    return re.sub(r"^\s*<([A-Za-z_|:]*think[A-Za-z_|:]*)>\s*</\1>\s*", "", answer)
 
 
 def _last_sentinel(text: str) -> int:
@@ -252,8 +280,31 @@ def _dialect(
     first = call[0]
     assert isinstance(first, str)
     found = _TRIGGER.match(start + first)
-    trigger = found[0] if found else None
-    return CallDialect(start, tuple(call), separator, end.rstrip(), trigger, parameters, renderer.as_text, renderer.in_ids)
+    dialect = CallDialect(
+        start,
+        tuple(call),
+        separator,
+        end.rstrip(),
+        found[0] if found else None,
+        parameters,
+        renderer.as_text,
+        renderer.in_ids,
+        values_as_text=parameters is not None and parameters.json_marks is None and not parameters.is_json and _wants_text(renderer),
+        needs_no_content=renderer.no_content,
+    )
+    if any(sentinel in dialect.literals for sentinel in (*_NAMES, *_IDS, *_KEYS, *_VALUES)):
+        raise NoDialect("the template repeats a name or a value within a call")
+    if len(dialect.end) > _MAX_END_CHARS:
+        raise NoDialect("the template writes something else than a mark after the calls")
+    return dialect
+
+
+def _wants_text(renderer: _Renderer) -> bool:
+    """Whether a list is written as JSON only when it is given as text."""
+    value = [True, {_KEYS[1]: None}]
+    written = json.dumps(value)
+    as_it_is, as_text = (renderer.answer([renderer.call_with({_KEYS[0]: given})]) for given in (value, written))
+    return "".join(written.split()) not in "".join(as_it_is.split()) and written in as_text
 
 
 def _json_args(text: str, from_pos: int) -> re.Match[str] | None:
@@ -316,14 +367,32 @@ def _parameters(renderer: _Renderer) -> Parameters:
         middle, after = middle[:-1], after[1:]
     elif not after:
         raise NoDialect("nothing marks the end of an argument that the template writes")
-    return Parameters(before, middle, after, rest[len(after) + is_json :], is_json)
+    separator = rest[len(after) + is_json :]
+    json_marks = None if is_json else _json_marks(renderer, middle, after, tail)
+    return Parameters(before, middle, after, separator, is_json, json_marks)
+
+
+def _json_marks(renderer: _Renderer, middle: str, after: str, tail: str) -> tuple[str, str] | None:
+    """What stands around a number in place of `middle` and `after`; None: the same. `tail`: what follows a text. Raises NoDialect."""
+    text = renderer.answer([renderer.call_with({_KEYS[0]: _NUMBER})])
+    before, found, rest = text.partition(str(_NUMBER))
+    at = before.rfind(_KEYS[0])
+    following = tail[len(after) :]
+    if not found or at < 0 or not rest.endswith(following):
+        raise NoDialect("the template writes arguments that are numbers in a form of their own")
+    marks = before[at + len(_KEYS[0]) :], rest[: len(rest) - len(following)]
+    if marks == (middle, after):
+        return None
+    if not common_prefix(middle, marks[0]):
+        raise NoDialect("nothing marks the end of an argument's name that the template writes")
+    return marks
 
 
 def _shared_end(head: str, between: str) -> tuple[list[Part], str]:
     """What `head` and `between` end with alike, a 0 that became a 1 being an INDEX; and what is left of `head`."""
     parts: list[Part] = []
     while True:
-        shared = _common_suffix(head, between)
+        shared = common_suffix(head, between)
         skipped = max(_to_mark_end(head, len(head) - len(shared)), _to_mark_end(between, len(between) - len(shared)))
         shared = shared[skipped:]
         parts.insert(0, shared)
@@ -336,8 +405,8 @@ def _shared_end(head: str, between: str) -> tuple[list[Part], str]:
 
 def _shared_begin(tail: str, rest: str) -> str:
     """What both begin with, without the begin of a mark that ends differently."""
-    shared = len(_common_prefix(tail, rest))
-    return tail[: min(_to_mark_begin(tail, shared), _to_mark_begin(rest, shared))]
+    shared = len(common_prefix(tail, rest))
+    return tail[: min(to_mark_begin(tail, shared), to_mark_begin(rest, shared))]
 
 
 def _to_mark_end(text: str, pos: int) -> int:
@@ -345,7 +414,7 @@ def _to_mark_end(text: str, pos: int) -> int:
     return next((found.end() - pos for found in _MARK.finditer(text) if found.start() < pos < found.end()), 0)
 
 
-def _to_mark_begin(text: str, pos: int) -> int:
+def to_mark_begin(text: str, pos: int) -> int:
     return next((found.start() for found in _MARK.finditer(text) if found.start() < pos < found.end()), pos)
 
 
@@ -353,11 +422,11 @@ def _length(parts: list[Part]) -> int:
     return sum(len(part) if isinstance(part, str) else 1 for part in parts)
 
 
-def _common_prefix(a: str, b: str) -> str:
+def common_prefix(a: str, b: str) -> str:
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     return a[:length]
 
 
-def _common_suffix(a: str, b: str) -> str:
-    length = len(_common_prefix(a[::-1], b[::-1]))
+def common_suffix(a: str, b: str) -> str:
+    length = len(common_prefix(a[::-1], b[::-1]))
     return a[len(a) - length :]

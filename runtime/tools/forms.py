@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,13 +46,14 @@ class AnswerForms:
             message = history_message(self.channels, message)
         if self.reasoning is not None and "reasoning_content" in message and self.reasoning.history_key not in message:
             message = {**message, self.reasoning.history_key: message["reasoning_content"]}
-        if self.calls is None or not self.calls.arguments_as_text or "tool_calls" not in message:
+        if self.calls is None or "tool_calls" not in message:
             return message
         calls = []
         for call in message["tool_calls"]:
-            arguments = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+            arguments = self.calls.history_arguments(call["function"]["arguments"])
             calls.append({**call, "function": {**call["function"], "arguments": arguments}})
-        return {**message, "tool_calls": calls}
+        content = {"content": None} if self.calls.needs_no_content and not message.get("content") else {}
+        return {**message, "tool_calls": calls, **content}
 
 
 def answer_forms(template: ChatTemplate, tokenizer: Tokenizer, eos_ids: Sequence[int]) -> AnswerForms:

@@ -16,7 +16,7 @@ from typing import Any
 from ..structured.constraint import JSON_WHITESPACE, JSON_WHITESPACE_CHARS
 from ..structured.response_format import Grammar
 from ..tokenizer.tokenizer import Tokenizer
-from .bare_values import alternatives, choices, takes_text
+from .bare_values import alternatives, beside_text, choices, takes_text
 from .dialect import CallDialect, Parameters, Part, Slot
 
 ANY_TEXT = r"/(.|\n)*/"
@@ -131,7 +131,7 @@ class _Writer:
         for idx, (key, value) in enumerate(properties.items()):
             self._add_value(f"{rule}_v{idx}", value, schema, form)
             for is_started in (0, 1):
-                head = (form.separator if is_started else "") + form.before + key + form.middle
+                head = (form.separator if is_started else "") + form.before + key + (form.middle if form.json_marks is None else "")
                 one = f"{self.literal(head)} {rule}_v{idx} {rule}_{idx + 1}_1"
                 self.add(f"{rule}_{idx}_{is_started}", one if key in required else f"{one} | {rule}_{idx + 1}_{is_started}")
         for is_started in (0, 1):
@@ -139,24 +139,24 @@ class _Writer:
         self.add(rule, f"{rule}_0_0")
 
     def _add_value(self, rule: str, schema: Any, root: dict[str, Any], form: Parameters) -> None:
-        """A value and what comes after it."""
-        after = self.literal(form.after)
+        """A value and what comes after it; where the form tells text from JSON, also what comes before it."""
+        before, after = map(self.literal, form.json_marks or ("", form.after))
         definitions: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
         kinds = alternatives(schema, root)
         if form.is_json or not any(map(takes_text, kinds)):
             whole = {**definitions, **schema} if isinstance(schema, dict) else {}
-            self.add(rule, f"{json_rule(whole)} {after}")
+            self.add(rule, f"{before} {json_rule(whole)} {after}")
             return
-        is_told_from_json = any(one.get("type") in ("array", "object") for one in kinds)
+        is_told_from_json = form.json_marks is None and any(one.get("type") in ("array", "object") for one in kinds)
         names = []
         for idx, one in enumerate(kinds):
             name = f"{rule}_k{idx}"
             if takes_text(one):
                 self._add_text(name, one, form, is_told_from_json=is_told_from_json)
-                names.append(name)
-            if any(not isinstance(value, str) for value in choices(one)) or not takes_text(one):
+                names.append(f"{self.literal(form.middle)} {name}" if form.json_marks is not None else name)
+            if (beside := beside_text(one)) is not None and (form.json_marks is not None or choices(one) or not takes_text(one)):
+                self.add(f"{name}_json", f"{before} {json_rule({**definitions, **beside})} {after}")
                 names.append(f"{name}_json")
-                self.add(names[-1], f"{json_rule({**definitions, **_without_texts(one)})} {after}")
         self.add(rule, " | ".join(names))
 
     def _add_text(self, rule: str, schema: dict[str, Any], form: Parameters, *, is_told_from_json: bool) -> None:
@@ -212,10 +212,3 @@ def _escaped(text: str) -> str:
 
 def _slashes_escaped(pattern: str) -> str:
     return re.sub(r"\\.|/|\n", lambda found: {"/": r"\/", "\n": r"\n"}.get(found[0], found[0]), pattern, flags=re.DOTALL)
-
-
-def _without_texts(schema: dict[str, Any]) -> dict[str, Any]:
-    """An alternative without the choices that are text."""
-    if listed := [value for value in choices(schema) if not isinstance(value, str)]:
-        return {**{key: value for key, value in schema.items() if key != "const"}, "enum": listed}
-    return schema

@@ -126,8 +126,8 @@ class CallParser:
         while dialect.separator is not None and (yield from self._follows(dialect.separator + first)):
             try:
                 yield from self._call(dialect.separator + first)
-            except _Mismatch:
-                return
+            except _Mismatch:  # the end may begin as another call does
+                break
         if dialect.end and (yield from self._follows(dialect.end)):
             yield from self._literal(dialect.end)
 
@@ -248,17 +248,37 @@ class CallParser:
         """Arguments one by one up to `following`; each is given out when it is complete."""
         properties = schema.get("properties", {}) if isinstance(schema, dict) else {}
         num_given = 0
+        yield from self._skip_space_before(following)
         while not (yield from self._follows(following)):
             yield from self._literal((form.separator if num_given else "") + form.before)
-            key = (yield from self._text_until(form.middle)).strip()
-            if form.is_json:
+            key = (yield from self._text_until(form.key_end)).strip()
+            if form.is_json or (form.json_marks is not None and not (yield from self._is_text(form, form.json_marks[0]))):
                 value = yield from self._json_value()
-                yield from self._literal(form.after)
+                yield from self._literal(form.json_marks[1] if form.json_marks is not None else form.after)
+            elif form.json_marks is not None:
+                value = json.dumps((yield from self._text_until(form.after)), ensure_ascii=False)
             else:
                 value = read_value((yield from self._text_until(form.after)), properties.get(key, {}), schema)
             self._give_arguments(f"{', ' if num_given else '{'}{json.dumps(key, ensure_ascii=False)}: {value}")
             num_given += 1
         self._give_arguments("}" if num_given else "{}")
+
+    def _skip_space_before(self, following: str) -> _Waits:
+        """Where there are no arguments, templates may write more white space than `following` begins with."""
+        mark = following.lstrip()
+        while not (seen := self._buffer.lstrip()) or (mark.startswith(seen) and seen != mark):
+            yield from self._more()
+        if mark and seen.startswith(mark):
+            self._buffer = following[: len(following) - len(mark)] + seen
+
+    def _is_text(self, form: Parameters, json_middle: str) -> Generator[None, None, bool]:
+        """Whether a value is written as text; takes what stands before it."""
+        text_mark, json_mark = form.middle[len(form.key_end) :], json_middle[len(form.key_end) :]
+        is_text = text_mark.startswith(json_mark) or not (yield from self._follows(json_mark))
+        if is_text and json_mark != text_mark:
+            is_text = yield from self._follows(text_mark)
+        yield from self._literal(text_mark if is_text else json_mark)
+        return is_text
 
     def _json_value(self) -> Generator[None, None, str]:
         """One JSON value, as its text."""

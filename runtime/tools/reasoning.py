@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError
+from .dialect import common_prefix, to_mark_begin
 
 HISTORY_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Where templates read the reasoning of an earlier answer; requests give it as the first."""
 _REASON, _CONTENT = "zqreason", "zqcontent"
-_SOURCE_TAG = re.compile(r"</?([A-Za-z_:|]*(?:think|reason|thought)[A-Za-z_:|]*)>|\[/?([A-Z_]*THINK[A-Z_]*)\]")
+_SOURCE_TAG = re.compile(r"</?([A-Za-z_:]*(?:think|reason|thought)[A-Za-z_:]*)>|\[/?([A-Z_]*THINK[A-Z_]*)\]")
+_MARK = re.compile(r"<[^<>\s]+>|\[/?[A-Za-z_]+\]")
+_USER = {"role": "user", "content": "zquser"}
+_CALL = {"id": "zqid0000a", "type": "function", "function": {"name": "zqalpha", "arguments": {}}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,22 +43,50 @@ def derived_reasoning(template: ChatTemplate) -> ReasoningDialect | None:
 
 
 def _rendered(template: ChatTemplate, key: str) -> ReasoningDialect | None:
-    """What the template writes around the reasoning of a message."""
-    user, answer = {"role": "user", "content": "zquser"}, {"role": "assistant", "content": _CONTENT}
-    try:
-        text = template.render([user, {**answer, key: _REASON}], add_generation_prompt=False)
-        plain = template.render([user, answer], add_generation_prompt=False)
-    except ChatTemplateError:
-        return None
-    at, content_at = text.find(_REASON), text.find(_CONTENT)
-    if 0 <= at < content_at:
-        opened = text[:at].rstrip()
-        close = text[at + len(_REASON) : content_at].strip()
-        own = opened[len(_shared(opened, plain)) :].strip() or _last_mark(opened)
-        mark = _last_mark(own) or own
-        if mark and close:
+    """What the template writes around the reasoning of a message with content, or else of one with a call."""
+    content, call = ({"role": "assistant", "content": _CONTENT}, {"role": "assistant", "content": "", "tool_calls": [_CALL]})
+    after_call = _text_after(template, {**call, key: _REASON})
+    for answer in (content, call):
+        try:
+            text = template.render([_USER, {**answer, key: _REASON}], add_generation_prompt=False)
+            plain = template.render([_USER, answer], add_generation_prompt=False)
+        except ChatTemplateError:
+            continue
+        before, reasoned, after = text.partition(_REASON)
+        close = _close(after, after_call)
+        opened = before.rstrip()
+        own = opened[to_mark_begin(opened, len(common_prefix(opened, plain))) :].strip()
+        mark = _last_mark(own) or own or _prompt_mark(template, opened) or _last_mark(opened)
+        if reasoned and mark not in ("", close) and close:
             return ReasoningDialect(mark, close, key)
     return None
+
+
+def _prompt_mark(template: ChatTemplate, opened: str) -> str:
+    """The mark that the prompt writes where earlier answers have their reasoning at once."""
+    try:
+        prompt = template.render([_USER])
+    except ChatTemplateError:
+        return ""
+    return _last_mark(prompt[len(opened) :].rstrip()) if prompt.startswith(opened) else ""
+
+
+def _text_after(template: ChatTemplate, answer: dict[str, Any]) -> str:
+    """What a template writes after the reasoning of `answer`; nothing where it drops it or fails."""
+    try:
+        return template.render([_USER, answer], add_generation_prompt=False).partition(_REASON)[2]
+    except ChatTemplateError:
+        return ""
+
+
+def _close(after: str, after_call: str) -> str:
+    """The mark after the reasoning: what stands before content and calls alike, or before the content, or the first mark before a call."""
+    between, has_content, _ = after.partition(_CONTENT)
+    if not has_content:
+        found = _MARK.match(after.lstrip())
+        return found[0] if found else ""
+    shared = len(common_prefix(between, after_call))
+    return between[: to_mark_begin(between, shared)].strip() or between.strip()
 
 
 def _from_source(source: str) -> ReasoningDialect | None:
@@ -68,13 +101,6 @@ def _last_mark(text: str) -> str:
     """The mark that `text` ends with, or nothing."""
     found = re.search(r"(<[^<>\s]+>|\[[A-Za-z_]+\])$", text)
     return found[1] if found else ""
-
-
-def _shared(a: str, b: str) -> str:
-    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    while length and a[length - 1] in "<[":
-        length -= 1
-    return a[:length]
 
 
 class ReasoningParser:

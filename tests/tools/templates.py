@@ -260,6 +260,80 @@ JAMBA = """{{- bos_token }}{% if tools %}<tool_definitions>{{ tools | tojson }}<
 {%- endfor %}{{ '\\n]</tool_calls>' }}{% endif %}{{ '<|eom|>' }}
 {%- endfor %}{% if add_generation_prompt %}{{ '<|bom|><|assistant|> ' }}{% endif %}"""
 
+QWEN_35 = QWEN_CODER.replace(
+    "<|im_start|>{{ m.role }}\n{{ m.content }}",
+    "<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{{ '<think>\\n' + (m.reasoning_content or '') + '\\n</think>\\n\\n' }}{% endif %}{{ m.content }}",
+).replace(
+    "<|im_start|>assistant\n{% endif %}",
+    "<|im_start|>assistant\n{{ '<think>\\n' if enable_thinking is not defined or enable_thinking else '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+)
+
+GLM_47 = """[gMASK]<sop>{% if tools %}<|system|>{{ tools | tojson }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<|user|>' + m.content }}
+{%- else %}{{ '<|assistant|>' + ('<think>' + m.reasoning_content if m.reasoning_content else '') + '</think>' + m.content }}
+{%- for call in m.tool_calls or [] %}{{ '<tool_call>' + call.function.name }}
+{%- for key, value in call.function.arguments | items %}<arg_key>{{ key }}</arg_key><arg_value>{{ value if value is string else (value | tojson) }}</arg_value>{% endfor %}</tool_call>
+{%- endfor %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|assistant|>' + ('</think>' if enable_thinking is defined and not enable_thinking else '<think>') }}{% endif %}"""
+
+DEEPSEEK_V32 = """{{- bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}
+{%- for m in messages %}
+{%- if m.role == 'user' %}{{ '<｜User｜>' + m.content }}
+{%- else %}{{ '<｜Assistant｜>' + (m.reasoning_content or '') + '</think>' + (m.content or '') }}
+{%- if m.tool_calls %}{{ '\\n\\n<｜DSML｜function_calls>' }}
+{%- for call in m.tool_calls %}{{ '\\n<｜DSML｜invoke name="' + call.function.name + '">' }}
+{%- for key, value in call.function.arguments | items %}
+{{- '\\n<｜DSML｜parameter name="' + key + '" string="' + ('true' if value is string else 'false') + '">' }}{{ value if value is string else (value | tojson) }}</｜DSML｜parameter>
+{%- else %}{{ '\\n' }}{% endfor %}{{ '\\n</｜DSML｜invoke>' }}
+{%- endfor %}{{ '\\n</｜DSML｜function_calls>' }}{% endif %}{{ eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<｜Assistant｜><think>' }}{% endif %}"""
+
+DEEPSEEK_R1 = DEEPSEEK.replace("{%- elif m.tool_calls %}", "{%- elif m.tool_calls and m.content is none %}")
+
+OLMO_3 = """{% if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ '<function_calls>\\n' }}
+{%- for call in m.tool_calls %}{{ call.function.name + '(' }}
+{%- for key, value in call.function.arguments | items %}{{ key + '=' }}{{ "'" + value + "'" if value is string else (value | tojson) }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}
+{{- ')' }}{% if not loop.last %}{{ '\\n' }}{% endif %}
+{%- endfor %}{{ '\\n</function_calls>' }}{% else %}{{ m.content }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+APERTUS = """{{- bos_token }}{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|' + m.role + '_start|>' + m.content }}
+{%- if m.tool_calls %}{{ '<|tools_prefix|>[' }}{% for call in m.tool_calls %}{{ '{"' + call.function.name + '": ' + call.function.arguments + '}' }}
+{%- if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']<|tools_suffix|>' }}{% endif %}{{ '<|im_end|>' }}
+{%- endfor %}{% if add_generation_prompt %}{{ '<|assistant_start|>' }}{% endif %}"""
+
+XLAM = """{% if tools %}<|im_start|>system
+{{ tools | tojson }}<|im_end|>
+{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}
+{% if m.tool_calls %}{{ '[' }}{% for call in m.tool_calls %}{{ {'name': call.function.name, 'arguments': call.function.arguments} | tojson }}{% if not loop.last %}{{ ', ' }}{% endif %}{% endfor %}{{ ']' }}
+{%- else %}{{ m.content | trim }}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+STEPFUN = QWEN_35.replace("value if value is string else (value | tojson)", "value | string")
+"""Prints what is no text as Python does, not as JSON."""
+
+COHERE_THINKING = """{% for m in messages %}{{ '<|START_OF_TURN_TOKEN|><|' + m.role + '|>' }}
+{%- if m.role == 'assistant' %}{{ '<|START_THINKING|>' + (m.reasoning_content or '') + '<|END_THINKING|>' }}
+{%- if m.tool_calls %}{{ '<|START_ACTION|>[]<|END_ACTION|>' }}{% else %}{{ '<|START_TEXT|>' + m.content + '<|END_TEXT|>' }}{% endif %}
+{%- else %}{{ m.content }}{% endif %}{{ '<|END_OF_TURN_TOKEN|>' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|START_OF_TURN_TOKEN|><|assistant|>' }}{% endif %}"""
+
+GEMMA_4 = """{% for m in messages %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}
+{%- if m.reasoning_content and m.tool_calls %}{{ '<|channel>thought\\n' + m.reasoning_content + '\\n<channel|>' }}{% endif %}
+{%- for call in m.tool_calls or [] %}{{ '<|tool_call>call:' + call.function.name + '{' }}
+{%- for key, value in call.function.arguments | items %}{{ key + ':' + ('<|"|>' + value + '<|"|>' if value is string else (value | tojson)) }}{% if not loop.last %}{{ ',' }}{% endif %}{% endfor %}
+{{- '}<tool_call|>' }}{% endfor %}{{ m.content + '<turn|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|turn>model\\n' + ('<|think|>' if enable_thinking else '<|channel>thought\\n<channel|>') }}{% endif %}"""
+
 GEMMA = """{{- bos_token }}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m.role == 'assistant' else 'user') + '\\n' + m.content + '<end_of_turn>\\n' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"""
 
@@ -327,6 +401,7 @@ END_TEXTS = [
     "<seed:eos>",
     "<|user|>",
     "<|eom|>",
+    "<turn|>",
 ]
 SPECIALS = {"bos_token": "<s>", "eos_token": "</s>"}
 WITH_CALLS = {
@@ -354,4 +429,13 @@ WITH_CALLS = {
     "nemotron": NEMOTRON,
     "jamba": JAMBA,
     "kimi": KIMI,
+    "qwen_35": QWEN_35,
+    "glm_47": GLM_47,
+    "deepseek_v32": DEEPSEEK_V32,
+    "deepseek_r1": DEEPSEEK_R1,
+    "olmo_3": OLMO_3,
+    "apertus": APERTUS,
+    "xlam": XLAM,
+    "stepfun": STEPFUN,
+    "gemma_4": GEMMA_4,
 }

@@ -11,7 +11,7 @@ from friendli_runtime.tools.dialect import CallDialect, NoDialect, derived_diale
 from friendli_runtime.tools.parser import CallDelta, CallParser
 from friendli_runtime.tools.reasoning import ReasoningDialect, ReasoningParser, derived_reasoning
 
-from .templates import END_TEXTS, GEMMA, HARMONY_TOOLS, SPECIALS, WITH_CALLS
+from .templates import COHERE_THINKING, END_TEXTS, GEMMA, HARMONY_TOOLS, SPECIALS, WITH_CALLS
 
 FUNCTIONS: dict[str, Any] = {
     "get_weather": {
@@ -32,7 +32,7 @@ CALLS = [
 
 @cache
 def template_of(name: str) -> ChatTemplate:
-    return ChatTemplate({**WITH_CALLS, "gemma": GEMMA, "harmony": HARMONY_TOOLS}[name], SPECIALS)
+    return ChatTemplate({**WITH_CALLS, "gemma": GEMMA, "harmony": HARMONY_TOOLS, "cohere_thinking": COHERE_THINKING}[name], SPECIALS)
 
 
 @cache
@@ -42,21 +42,23 @@ def dialect_of(name: str) -> CallDialect:
 
 def written(name: str, calls: list[tuple[str, Any]], content: str = "") -> str:
     """What a model of this family writes, as its template shows it."""
-    as_text = dialect_of(name).arguments_as_text
+    dialect = dialect_of(name)
     messages = [
         {
-            "id": named_id(called, i) if dialect_of(name).ids_name_functions else f"call0000{i}",
+            "id": named_id(called, i) if dialect.ids_name_functions else f"call0000{i}",
             "type": "function",
-            "function": {"name": called, "arguments": json.dumps(args) if as_text else args},
+            "function": {"name": called, "arguments": dialect.history_arguments(args)},
         }
         for i, (called, args) in enumerate(calls)
     ]
     user = {"role": "user", "content": "hi"}
     template = template_of(name)
     text = template.render(
-        [user, {"role": "assistant", "content": content, "tool_calls": messages}], tools=TOOLS, add_generation_prompt=False
+        [user, {"role": "assistant", "content": content or (None if dialect.needs_no_content else ""), "tool_calls": messages}],
+        tools=TOOLS,
+        add_generation_prompt=False,
     )
-    begin = dialect_of(name).trigger or (dialect_of(name).head + calls[0][0])
+    begin = dialect.trigger or (dialect.head + calls[0][0])
     text = text[text.index(begin) :]
     return text[: min((text.find(end) for end in (*END_TEXTS, "<|end|>") if end in text), default=len(text))]
 
@@ -153,6 +155,11 @@ REASONING = {
     "seed_oss": ("<seed:think>", "</seed:think>"),
     "llama3": None,
     "mistral": None,
+    "qwen_35": ("<think>", "</think>"),
+    "glm_47": ("<think>", "</think>"),
+    "deepseek_v32": ("<think>", "</think>"),
+    "gemma_4": ("<|channel>thought", "<channel|>"),
+    "cohere_thinking": ("<|START_THINKING|>", "<|END_THINKING|>"),
 }
 
 

@@ -1,19 +1,22 @@
 """Arguments that a dialect writes without quotes are kept to pattern and length, and end at the first closing mark."""
 
 import json
+import random
 from typing import Any
 
+import jsonschema
+import numpy as np
 import pytest
 from friendli_runtime.structured.constraint import ConstraintCompiler
 from friendli_runtime.structured.response_format import ConstraintLimits
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
-from friendli_runtime.tools.constraint import call_constraint
+from friendli_runtime.tools.constraint import CallConstraint, call_constraint
 from friendli_runtime.tools.dialect import derived_dialect
 from friendli_runtime.tools.parser import CallDelta, CallParser
 from friendli_runtime.tools.request import ToolRequest, tool_request
 from structured.random_model import eos_of, tokenizer_of
 
-from .templates import END_TEXTS, GLM, MINIMAX, QWEN_CODER, SPECIALS
+from .templates import END_TEXTS, GLM, MINIMAX, QWEN_CODER, SPECIALS, WITH_CALLS
 
 LIMITS = ConstraintLimits(2**18, 1024, 4096, 256)
 UNQUOTED = {"qwen_coder": QWEN_CODER, "glm": GLM, "minimax": MINIMAX}
@@ -99,3 +102,64 @@ def test_values_without_quotes_are_valid_for_their_schema(name: str, schema: dic
         found = given(name, schema, text)
         assert found is not None and json.loads(found, parse_constant=pytest.fail) == {"q": value}, text
     assert [text for text in bad if given(name, schema, text) is not None] == []
+
+
+MIXED = {
+    "type": "object",
+    "properties": {
+        "text": {"type": "string"},
+        "count": {"type": "integer", "minimum": 3},
+        "maybe": {"anyOf": [{"type": "string", "maxLength": 6}, {"type": "null"}]},
+        "kind": {"enum": ["1", "b", 2]},
+        "node": {"$ref": "#/$defs/node"},
+        "any": {},
+    },
+    "required": ["text", "count", "kind", "node"],
+    "$defs": {"node": {"type": "object", "properties": {"ids": {"type": "array", "items": {"type": "integer"}}}, "required": ["ids"]}},
+}
+
+
+def babbled(constraint: CallConstraint, closing: list[int], eos_id: int, rng: random.Random) -> list[int] | None:
+    """Tokens at random that the constraint allows, text being closed now and then; None: no end within 600 of them."""
+    masks, mask = constraint.sample(), constraint.first_mask
+    token_ids: list[int] = []
+    planned: list[int] = []
+    while len(token_ids) < 600:
+        allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")).tolist()
+        if eos_id in allowed:
+            return token_ids
+        if not planned and rng.random() < 0.4:
+            planned = list(closing)
+        planned = planned if planned and planned[0] in allowed else []
+        token_ids.append(planned.pop(0) if planned else rng.choice(allowed))
+        mask = masks.advance(token_ids[-1])
+    return None
+
+
+@pytest.mark.parametrize("name", WITH_CALLS)
+def test_forced_calls_of_every_family_are_valid_whatever_the_model_babbles(name: str) -> None:
+    tools = [{"type": "function", "function": {"name": called, "parameters": MIXED}} for called in ("first", "second-one")]
+    request = tool_request(tools, "required", None, 8, LIMITS)
+    dialect = derived_dialect(ChatTemplate(WITH_CALLS[name], SPECIALS), END_TEXTS)
+    tokenizer, eos_id = tokenizer_of("byte_level"), eos_of("byte_level")
+    compiler = ConstraintCompiler(tokenizer, tokenizer.backend.get_vocab_size(), [eos_id])
+    assert request is not None
+    constraint = call_constraint(request, dialect, compiler, [eos_id])
+    assert constraint is not None
+    form = dialect.parameters
+    closing = tokenizer.encode(form.after if form is not None and not form.is_json else '"', add_special_tokens=False)
+    num_whole = 0
+    for seed in range(8):
+        token_ids = babbled(constraint, closing, eos_id, random.Random(seed)) if num_whole < 2 else None
+        if token_ids is None:
+            continue
+        num_whole += 1
+        parser = CallParser(dialect, dict(request.schemas))
+        text = tokenizer.decode(token_ids)
+        pieces = [*parser.push(text), *parser.finish()]
+        calls = [item for item in pieces if isinstance(item, CallDelta) and item.name is not None]
+        assert calls and parser.num_calls == len(calls) and not any(isinstance(item, str) for item in pieces), text
+        for call in calls:
+            arguments = "".join(item.arguments for item in pieces if isinstance(item, CallDelta) and item.call_idx == call.call_idx)
+            jsonschema.validate(json.loads(arguments, parse_constant=pytest.fail), MIXED)
+    assert num_whole > 0
