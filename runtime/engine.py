@@ -38,7 +38,7 @@ class EngineError(FmoError):
 
 
 class QueueFull(EngineError):
-    """As many requests wait as the queue holds: try again later (HTTP 429), in about `retry_after_s` seconds."""
+    """As many samples wait as the queue holds: try again later (HTTP 429), in about `retry_after_s` seconds."""
 
     retry_after_s: int = 1
 
@@ -88,7 +88,7 @@ class Engine:
     """Runs requests on an executor until `shutdown`.
 
     `executor`: `_core.Executor`, or an object that holds one as `.core`; bound for at least `max_num_tokens` rows, `max_num_seqs` logits.
-    `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: requests that may wait.
+    `max_num_seqs`: samples that run at the same time. `max_num_tokens`: rows of one step. `max_queue_len`: samples that may wait.
     `ignores_nan`: a NaN score is a token that cannot be chosen, and a sample without any score ends with `stop`; else both are errors.
     `ngram_size`: tokens that are guessed ahead from what a sequence has said before, up to half as many again while all come true, and as
     far as the executor is bound for more logits than `max_num_seqs`; 0: none. Guesses change the time, never a token.
@@ -256,7 +256,7 @@ class Engine:
         """When half of those that wait now will have been served, at the mean speed so far."""
         stats = self.stats()
         seconds_per_sample = stats["busy_s"] / max(1, stats["num_finished_samples"])
-        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_requests"] / 2 * seconds_per_sample)))
+        return min(_MAX_RETRY_AFTER_S, max(1, math.ceil(stats["num_queued_samples"] / 2 * seconds_per_sample)))
 
     def _queue_full_error(self, message: str) -> QueueFull:
         error = QueueFull(message, where="max_queue_len", hint="send the request again later")

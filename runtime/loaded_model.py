@@ -9,7 +9,6 @@ How much memory the KV cache gets is decided here, from the options or from what
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 from .artifact import Artifact
 from .engine import Engine
 from .errors import ConfigError
+from .free_memory import free_memory_bytes
 
 if TYPE_CHECKING:
     from .embedder import Embedder
@@ -217,22 +217,30 @@ def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, ha
 
 
 def num_kv_blocks(artifact: Artifact, options: EngineOptions) -> int:
-    """Blocks of the KV cache. Raises ConfigError when the given memory does not hold one block."""
+    """Blocks of the KV cache. Raises ConfigError when the given memory does not hold one block, or when that much is not free."""
     blocks_per_context = -(-artifact.max_context_len // BLOCK_SIZE)
     most = blocks_per_context * options.max_num_seqs
     block_bytes = kv_block_bytes(artifact, options.kv_dtype or artifact.kv_dtype)
     if block_bytes == 0:
         return most
+    free_bytes = free_memory_bytes()
     if options.kv_cache_bytes is None:
-        fitting = int(_free_memory_bytes() * FREE_MEMORY_SHARE) // block_bytes
-        return max(min(most, fitting), blocks_per_context)
-    if options.kv_cache_bytes < block_bytes:
+        num_blocks = max(min(most, int(free_bytes * FREE_MEMORY_SHARE) // block_bytes), blocks_per_context)
+    else:
+        num_blocks = options.kv_cache_bytes // block_bytes
+    if num_blocks == 0:
         raise ConfigError(
             f"{options.kv_cache_bytes} bytes do not hold one KV block of {block_bytes} bytes ({BLOCK_SIZE} tokens)",
             where="--kv-cache-memory",
             hint=f"{blocks_per_context * block_bytes} bytes hold one full context",
         )
-    return options.kv_cache_bytes // block_bytes
+    if num_blocks * block_bytes > free_bytes:
+        raise ConfigError(
+            f"the KV cache would take {num_blocks * block_bytes} bytes, and {free_bytes} are free",
+            where="--kv-cache-memory",
+            hint=f"give it less; {blocks_per_context * block_bytes} bytes hold one full context, with fewer the longest request is shorter",
+        )
+    return num_blocks
 
 
 def kv_block_bytes(artifact: Artifact, kv_dtype: str) -> int:
@@ -253,12 +261,3 @@ def kv_layers_block_bytes(kv_layers: Iterable[Mapping[str, int]], kv_dtype: str)
 
 def _round_up(value: int, step: int) -> int:
     return -(-value // step) * step
-
-
-def _free_memory_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -233,6 +233,7 @@ class PyEngine {
     result["num_running"] = stats.num_running;
     result["num_waiting"] = stats.num_waiting;
     result["num_queued_requests"] = stats.num_queued_requests;
+    result["num_queued_samples"] = stats.num_queued_samples;
     result["num_used_blocks"] = stats.num_used_blocks;
     result["num_blocks"] = stats.num_blocks;
     result["num_unused_blocks"] = stats.num_unused_blocks;

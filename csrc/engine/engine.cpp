@@ -132,33 +132,28 @@ int64_t Engine::total_len_limit(int64_t num_prompt_tokens, const SamplingParams&
 }
 
 void Engine::add(int64_t id, RequestTable::node_type request) {
-  is_stalled_ = false;
   request.key() = request.mapped()->id = id;
   scheduler_.add(*request.mapped());
   requests_.insert(std::move(request));
 }
 
 void Engine::cancel(int64_t request_id) {
-  is_stalled_ = false;
   const auto found = requests_.find(request_id);
   if (found == requests_.end()) return;
   for (Sequence& sequence : found->second->samples) end_without_token(sequence, FinishReason::cancelled, {});
 }
 
 void Engine::cancel_sample(int64_t request_id, int32_t sample_idx) {
-  is_stalled_ = false;
   Sequence* sequence = find_sample(request_id, sample_idx);
   if (sequence != nullptr) end_without_token(*sequence, FinishReason::cancelled, {});
 }
 
 void Engine::fail_sample(int64_t request_id, int32_t sample_idx, const std::string& error) {
-  is_stalled_ = false;
   Sequence* sequence = find_sample(request_id, sample_idx);
   if (sequence != nullptr) end_without_token(*sequence, FinishReason::error, error);
 }
 
 void Engine::set_mask(int64_t request_id, int32_t sample_idx, int64_t position, std::vector<uint32_t> mask) {
-  is_stalled_ = false;
   Sequence* sequence = find_sample(request_id, sample_idx);
   if (sequence == nullptr || sequence->state == SequenceState::finished) return;
   sequence->mask = std::move(mask);
@@ -179,9 +174,9 @@ bool Engine::begin_step() {
   if (!has_work()) return false;
   chunks_ = scheduler_.schedule();
   copy_blocks();
+  is_stalled_ = chunks_.empty() && scheduler_.is_waiting_for_masks();
+  if (is_stalled_) return false;
   if (chunks_.empty()) {
-    is_stalled_ = scheduler_.is_waiting_for_masks();
-    if (is_stalled_) return false;
     throw std::logic_error("scheduler: requests are open but none can run");
   }
   build_batch();

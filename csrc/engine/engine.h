@@ -118,7 +118,7 @@ class Engine {
   void fail_all(const std::string& error);
 
   bool has_work() const { return scheduler_.has_work(); }
-  // Everything that runs waits for its mask; the next call of add, cancel or set_mask changes that.
+  // Everything that runs waited for its mask when the last step began.
   bool is_stalled() const { return is_stalled_; }
   std::vector<TokenEvent>& events() { return events_; }  // of all steps since the caller last cleared it
   const Scheduler& scheduler() const { return scheduler_; }

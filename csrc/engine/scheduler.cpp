@@ -37,6 +37,7 @@ void Scheduler::add(Request& request) {
     request.cache_scope = {~uint64_t{0}, static_cast<uint64_t>(request.id)};
   for (Sequence& sequence : request.samples) waiting_.insert(std::move(sequence.place));
   ++num_unstarted_requests_;
+  num_unstarted_samples_ += request.num_open_samples;
 }
 
 std::span<const Chunk> Scheduler::schedule() {
@@ -190,6 +191,7 @@ void Scheduler::admit(Sequence& sequence) {
   if (partial_.num_tokens > 0) block_copies_.push_back({partial_.block, sequence.blocks[prefix_.size()]});
   if (!sequence.was_admitted) {
     sequence.was_admitted = true;
+    --num_unstarted_samples_;
     sequence.num_cached = sequence.num_computed;
     num_looked_up_tokens_ += request.num_prompt_tokens;
     num_cached_tokens_ += sequence.num_cached;
@@ -198,7 +200,6 @@ void Scheduler::admit(Sequence& sequence) {
   running_.insert(std::upper_bound(running_.begin(), running_.end(), &sequence, Older{}), &sequence);
   if (!request.is_started) --num_unstarted_requests_;
   request.is_started = true;
-  --request.num_waiting_samples;
 }
 
 void Scheduler::preempt(Sequence& sequence) {
@@ -207,7 +208,6 @@ void Scheduler::preempt(Sequence& sequence) {
   sequence.num_computed = 0;
   sequence.state = SequenceState::waiting;
   waiting_.insert(std::move(sequence.place));
-  ++sequence.request->num_waiting_samples;
   ++num_preemptions_;
 }
 
@@ -220,7 +220,7 @@ void Scheduler::finish(Sequence& sequence, bool is_sound) {
     release_blocks(sequence, is_sound);
   } else {
     waiting_.erase(&sequence);
-    --request.num_waiting_samples;
+    if (!sequence.was_admitted) --num_unstarted_samples_;
   }
   sequence.state = SequenceState::finished;
   if (--request.num_open_samples == 0 && !request.is_started) --num_unstarted_requests_;

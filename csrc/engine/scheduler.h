@@ -79,6 +79,7 @@ class Scheduler {
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_unstarted_requests() const { return num_unstarted_requests_; }
+  int64_t num_unstarted_samples() const { return num_unstarted_samples_; }
   int64_t num_preemptions() const { return num_preemptions_; }
   int64_t num_looked_up_tokens() const { return num_looked_up_tokens_; }  // prompt tokens of samples that started
   int64_t num_cached_tokens() const { return num_cached_tokens_; }        // those of them that were not computed
@@ -117,6 +118,7 @@ class Scheduler {
   PartialBlock partial_;         // of which what follows them can be copied
   int64_t budget_ = 0;           // rows left in the step being scheduled
   int64_t num_unstarted_requests_ = 0;
+  int64_t num_unstarted_samples_ = 0;
   int64_t num_preemptions_ = 0;
   int64_t num_looked_up_tokens_ = 0;
   int64_t num_cached_tokens_ = 0;

@@ -14,7 +14,7 @@ RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingPa
   request->params = std::move(params);
   request->num_prompt_tokens = static_cast<int64_t>(prompt.size());
   request->max_total_len = max_total_len;
-  request->num_open_samples = request->num_waiting_samples = request->params.num_samples();
+  request->num_open_samples = request->params.num_samples();
   const int64_t num_reserved = std::min(max_total_len, request->num_prompt_tokens + kReservedOutputTokens);
   request->samples.resize(static_cast<size_t>(request->num_open_samples));
   WaitingSet places;

@@ -68,7 +68,6 @@ struct Request {
   int32_t adapter_slot = -1;  // of the model; -1: the base model
   std::vector<Sequence> samples;
   int64_t num_open_samples = 0;
-  int64_t num_waiting_samples = 0;
   bool is_started = false;  // a sample has been admitted once
 };
 

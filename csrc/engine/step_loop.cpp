@@ -8,6 +8,7 @@
 #include <chrono>
 #include <iterator>
 #include <system_error>
+#include <utility>
 
 namespace fmo {
 namespace {
@@ -42,13 +43,18 @@ StepLoop::~StepLoop() {
 int64_t StepLoop::submit(std::span<const int32_t> prompt, SamplingParams params, const CacheScope& cache_scope,
                          int32_t adapter_slot) {
   // The checks and the copies are done before the lock is taken.
+  const int64_t num_samples = params.num_samples();
   auto request = engine_.make_checked_request(prompt, std::move(params), cache_scope, adapter_slot);
   const std::lock_guard lock(mailbox_mutex_);
   if (is_closed_) throw EngineStoppedError("the engine is shutting down and takes no more requests");
-  if (num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size()) >= max_queue_len_) {
-    throw QueueFullError(std::to_string(max_queue_len_) + " requests are waiting, which is all that the queue holds");
+  const int64_t num_queued = num_unstarted_samples_in_engine_ + num_new_samples_;
+  if (num_queued > 0 && num_queued + num_samples > max_queue_len_) {
+    throw QueueFullError("the queue holds " + std::to_string(max_queue_len_) + " answers: " +
+                         std::to_string(num_queued) + " are waiting, and " + std::to_string(num_samples) +
+                         (num_samples == 1 ? " more is asked for" : " more are asked for"));
   }
   new_requests_.push_back({next_request_id_, std::move(request)});
+  num_new_samples_ += num_samples;
   mailbox_changed_.notify_one();
   return next_request_id_++;
 }
@@ -136,7 +142,9 @@ EngineStats StepLoop::stats() const {
     const std::lock_guard lock(outbox_mutex_);
     stats = stats_;
   }
-  stats.num_queued_requests = num_queued_requests();
+  const std::lock_guard lock(mailbox_mutex_);
+  stats.num_queued_requests = num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
+  stats.num_queued_samples = num_unstarted_samples_in_engine_ + num_new_samples_;
   return stats;
 }
 
@@ -185,6 +193,7 @@ void StepLoop::read_mailbox() {
     taken_cancellations_.swap(cancellations_);
     taken_masks_.swap(masks_);
     num_unstarted_in_engine_ += static_cast<int64_t>(taken_requests_.size());
+    num_unstarted_samples_in_engine_ += std::exchange(num_new_samples_, 0);
   }
   for (auto& [id, request] : taken_requests_) engine_.add(id, std::move(request));
   for (Mask& mask : taken_masks_) {
@@ -219,6 +228,7 @@ void StepLoop::publish() {
   {
     const std::lock_guard lock(mailbox_mutex_);
     num_unstarted_in_engine_ = engine_.scheduler().num_unstarted_requests();
+    num_unstarted_samples_in_engine_ = engine_.scheduler().num_unstarted_samples();
   }
   const Scheduler& scheduler = engine_.scheduler();
   const std::lock_guard lock(outbox_mutex_);

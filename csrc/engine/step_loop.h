@@ -37,6 +37,7 @@ struct EngineStats {
   int64_t num_running = 0;
   int64_t num_waiting = 0;          // samples, preempted ones included
   int64_t num_queued_requests = 0;  // requests of which no sample has started
+  int64_t num_queued_samples = 0;   // samples that have not started
   int64_t num_used_blocks = 0;
   int64_t num_blocks = 0;
   int64_t num_unused_blocks = 0;  // kept by the prefix cache, ready to be given away
@@ -51,7 +52,7 @@ struct EngineStats {
 
 class StepLoop {
  public:
-  // `max_queue_len`: requests that may wait before their first step.
+  // `max_queue_len`: samples that may wait for their first step; a request of more waits only where no other does.
   StepLoop(const EngineOptions& options, int64_t max_queue_len, Model model);
   ~StepLoop();
   StepLoop(const StepLoop&) = delete;
@@ -124,6 +125,8 @@ class StepLoop {
   std::vector<Mask> masks_;
   int64_t next_request_id_ = 1;
   int64_t num_unstarted_in_engine_ = 0;
+  int64_t num_new_samples_ = 0;  // of new_requests_
+  int64_t num_unstarted_samples_in_engine_ = 0;
   bool is_closed_ = false;
   bool is_stopping_ = false;
   std::mutex stop_mutex_;  // several threads may stop the loop at once

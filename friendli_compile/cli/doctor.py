@@ -29,6 +29,7 @@ def doctor(as_json: bool) -> None:
 def examine() -> dict[str, Any]:
     """The facts as one JSON object; `problems` are sentences with the way out."""
     from friendli_runtime.artifact import supported_isas
+    from friendli_runtime.free_memory import free_memory_bytes
 
     core_error = _core_error()
     missing_to_serve, missing_to_compile = missing_packages("serve"), missing_packages("compile")
@@ -39,7 +40,7 @@ def examine() -> dict[str, Any]:
             "isa": list(supported_isas()),
             "usable_cores": len(os.sched_getaffinity(0)),
         },
-        "memory": {"total_bytes": _meminfo("MemTotal"), "available_bytes": available_memory_bytes()},
+        "memory": {"total_bytes": _meminfo("MemTotal"), "available_bytes": free_memory_bytes()},
         "disk": {"folder": str(Path.cwd()), "free_bytes": shutil.disk_usage(Path.cwd()).free},
         "core": {"is_built": core_error is None, "error": core_error},
         "can_serve": core_error is None and not missing_to_serve,
@@ -49,17 +50,6 @@ def examine() -> dict[str, Any]:
     }
     facts["problems"] = _problems(facts, missing_to_serve, missing_to_compile)
     return facts
-
-
-def available_memory_bytes() -> int:
-    """What a new process may use: the free memory of the machine, within the limit of its control group."""
-    available = _meminfo("MemAvailable")
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    try:
-        text = limit.read_text().strip()
-        return available if text == "max" else min(available, int(text) - int(used.read_text()))
-    except (OSError, ValueError):
-        return available
 
 
 def _problems(facts: Mapping[str, Any], missing_to_serve: list[str], missing_to_compile: list[str]) -> list[str]:

@@ -34,7 +34,11 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
 @click.option("--served-model-name", help="The model's name in requests and answers. Default: that of the artifact.")
 @engine_options(max_batch_size=384)
 @click.option(
-    "--max-queue-len", type=click.IntRange(min=1), default=1024, show_default=True, help="Requests that may wait; more get a 429."
+    "--max-queue-len",
+    type=click.IntRange(min=1),
+    default=1024,
+    show_default=True,
+    help="Answers that may wait to be started, n for a request with n; more get a 429.",
 )
 @click.option(
     "--num-request-threads", type=click.IntRange(min=1), default=4, show_default=True, help="Threads that tokenize large requests."

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from friendli_runtime.free_memory import free_memory_bytes
+
 from ..errors import FmoError, SelfCheckFailed
 from ..frontend.checkpoint import Checkpoint
 from ..frontend.source import ModelSource
@@ -20,7 +22,7 @@ from ..quantize.assign import Policy
 from .artifact_runner import PackedModel, output_width
 from .failure import not_runnable
 from .layers import check_streamed
-from .memory import available_bytes, whole_model_bytes
+from .memory import whole_model_bytes
 from .probes import MAX_PROBED_WINDOW, Probes, attention_windows, make_probes
 from .result import LayerError, SelfCheckResult
 from .twin import make_twin
@@ -50,7 +52,7 @@ def run_self_check(
     progress = progress or (lambda what, fraction: None)
     model = PackedModel(artifact_dir, plan.weights if plan is not None else ())
     probes = probes_for(model, source, traced)
-    free = available_bytes() if available_memory_bytes is None else available_memory_bytes
+    free = free_memory_bytes() if available_memory_bytes is None else available_memory_bytes
     is_whole = whole_model_bytes(traced.num_params, model.num_bytes, probes.num_tokens, output_width(model.plan)) <= free
     twin = None
     if not is_whole or needs_twin(traced):

@@ -60,7 +60,7 @@ bool run() {
                        .ngram_size = 3};
   options.max_context_len = 128;
   options.vocab_size = kVocabSize;
-  fmo::StepLoop loop(options, 16, {forward, [](int32_t, int32_t) {}, 1, {}});
+  fmo::StepLoop loop(options, 64, {forward, [](int32_t, int32_t) {}, 1, {}});
   std::vector<fmo::TokenEvent> events;
   int64_t num_submitted = 0;
   for (int64_t step = 0; step < kNumWarmUpSteps + kNumSteps; ++step) {

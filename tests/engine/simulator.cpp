@@ -5,13 +5,14 @@
 //   simulator FIRST_SEED NUM_SEEDS [--trace]
 //
 // What happens: bursts of requests with common heads, conversations that go on, several tenants, adapters that are
-// loaded anew when nobody uses them, n > 1, constrained samples whose masks come late, cancellations before and during
-// the model's run, deadlines, a full queue, too few blocks, allocations that fail at submit, a model that throws,
-// scores that are NaN, guesses on texts that repeat and on texts that do not. What must hold, every step: the
-// invariants of the scheduler; no sequence reads a cell that another tenant, another adapter, a later step or another
-// token filled; every token is the one that its sample gets alone, from a reference that uses only the sampler; every
-// sample ends exactly once, and for the right reason; what was cancelled ends in that step; the oldest request finishes
-// within 3 times its fair share of steps. At the end everything has ended and no block is used.
+// loaded anew when nobody uses them, n > 1, vectors in place of tokens, constrained samples whose masks come late or
+// cannot be made, cancellations before and during the model's run, deadlines, a full queue, too few blocks, allocations
+// that fail at submit, a model that throws, scores that are NaN, guesses on texts that repeat and on texts that do not.
+// What must hold, every step: the invariants of the scheduler; no sequence reads a cell that another tenant, another
+// adapter, a later step or another token filled; every token is the one that its sample gets alone, from a reference
+// that uses only the sampler; every sample ends exactly once, and for the right reason; what was cancelled ends in that
+// step; the oldest request finishes within 3 times its fair share of steps. At the end everything has ended and no
+// block is used.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -33,6 +34,8 @@ using fmo::mix_bits;
 constexpr int64_t kVocabSize = 24;
 constexpr int64_t kMaxSteps = 20000;
 constexpr int32_t kEos = 3;
+constexpr int64_t kEmbeddingWidth = 3;
+constexpr int64_t kNumEmbeddings = 3;  // few, so that requests differ in one of many
 constexpr int kNumThreads = 3;
 
 struct Violation : std::runtime_error {
@@ -71,9 +74,11 @@ struct Scope {
 uint64_t hash_of_scope(const Scope& scope) {
   return mix_bits(static_cast<uint64_t>(scope.tenant + 1000 * scope.adapter) + 77);
 }
-uint64_t with_token(uint64_t hash, int32_t token_id) {
-  return mix_bits(hash + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(token_id + 1));
+// What stands at a position: a token, or the vector that replaces its embedding.
+uint64_t with_content(uint64_t hash, int32_t content) {
+  return mix_bits(hash + 0x9e3779b97f4a7c15ull * static_cast<uint64_t>(content + 1));
 }
+int32_t content_of(const float* embedding) { return static_cast<int32_t>(kVocabSize + embedding[kEmbeddingWidth - 1]); }
 
 struct ModelKind {
   uint64_t nan_period = 0;      // one history in so many has a NaN, every fourth of those nothing else; 0: none has
@@ -107,13 +112,15 @@ struct Sample {
   std::vector<int32_t> output;
   bool is_open = true;
   bool must_be_cancelled = false;  // by the end of this step
-  bool must_fail = false;          // the model threw while it was in the batch
+  bool must_fail = false;          // the model threw while it was in the batch, or it was told so
   bool waits_for_mask = false;
+  int64_t num_cached = -1;  // tokens that it did not compute when it first ran
 };
 
 struct Asked {
   fmo::SamplingParams params;
   std::vector<int32_t> prompt;
+  std::vector<int32_t> contents;  // of the prompt
   Scope scope;
   int32_t adapter_slot = -1;
   int64_t max_total_len = 0;
@@ -130,6 +137,8 @@ struct Asked {
 struct Expected {
   std::optional<int32_t> token_id;
   FinishReason reason = FinishReason::none;
+  float logprob = 0.0f;
+  std::vector<std::pair<int32_t, float>> top_logprobs;
 };
 
 // ---- one seed ----
@@ -160,7 +169,7 @@ Setting random_setting(Random& random) {
   setting.engine.max_context_len = random.between(8, 48);
   setting.engine.vocab_size = kVocabSize;
   setting.engine.ignores_bad_scores = random.chance(0.3);
-  setting.max_queue_len = random.between(1, 12);
+  setting.max_queue_len = random.between(1, 24);
   setting.model.nan_period = random.pick<uint64_t>({0, 0, 40, 300});
   setting.model.repetition_bias = random.pick({0.0f, 4.0f, 8.0f});
   setting.throw_rate = random.pick({0.0, 0.0, 0.02});
@@ -183,7 +192,7 @@ class Simulation {
         loop_(setting_.engine, setting_.max_queue_len,
               {[this](const fmo::Batch& batch) { return forward(batch); },
                [this](int32_t source, int32_t target) { copy_block(source, target); }, kNumThreads,
-               [this](const fmo::ThreadBody& body) { run_on_threads(body); }}) {
+               [this](const fmo::ThreadBody& body) { run_on_threads(body); }, kEmbeddingWidth}) {
     for (int64_t slot = 0; slot < setting_.num_adapter_slots; ++slot) adapters_.push_back(++num_loads_);
     for (std::vector<int32_t>& head : heads_) {
       head.resize(static_cast<size_t>(setting_.engine.max_context_len));
@@ -200,6 +209,8 @@ class Simulation {
       if (random_.chance(setting_.cancel_rate)) cancel_something();
       if (random_.chance(0.5)) deliver_masks();
       has_thrown_ = false;
+      if (loop_.engine().is_stalled() && !has_news_) continue;  // the thread of the loop sleeps
+      has_news_ = false;
       loop_.step();
       loop_.engine().scheduler().check_invariants();
       take_events();
@@ -209,8 +220,9 @@ class Simulation {
     require(!loop_.step(), "there is still something to do when everything has ended");
     const fmo::EngineStats stats = loop_.stats();
     require(stats.num_used_blocks == 0 && stats.num_running == 0 && stats.num_waiting == 0 &&
-                stats.num_queued_requests == 0,
+                stats.num_queued_requests == 0 && stats.num_queued_samples == 0,
             "something is left when everything has ended");
+    check_totals(stats);
   }
 
   std::string where() const { return "step " + std::to_string(step_); }
@@ -218,7 +230,7 @@ class Simulation {
 
  private:
   struct Cell {
-    int32_t token_id = -1;
+    int32_t content = -1;
     Scope scope;
     int64_t step = -1;
   };
@@ -274,10 +286,24 @@ class Simulation {
     if (random_.chance(0.2)) params.stop_sequences = {{1, 2}, {5}};
     if (random_.chance(0.1)) params.forced_tokens.assign(static_cast<size_t>(std::min<int64_t>(3, room)), kEos);
     if (random_.chance(0.1)) params.min_tokens = random_.between(1, room);
+    if (random_.chance(0.2)) params.num_logprobs = random_.pick<int64_t>({0, 2, kVocabSize});
     for (int64_t count = random_.pick<int64_t>({1, 1, 1, 2, 4}); count > 0; --count) {
       params.seeds.push_back(static_cast<uint64_t>(random_.below(1 << 30)));
     }
     return params;
+  }
+
+  // Vectors in place of some tokens of the prompt.
+  void replace_embeddings(Asked& asked) {
+    asked.contents = asked.prompt;
+    if (!random_.chance(0.2)) return;
+    for (size_t position = 0; position < asked.prompt.size(); ++position) {
+      if (!random_.chance(0.3)) continue;
+      std::vector<float> vector(kEmbeddingWidth, static_cast<float>(random_.below(kNumEmbeddings)));
+      asked.contents[position] = content_of(vector.data());
+      asked.params.embedding_positions.push_back(static_cast<int32_t>(position));
+      asked.params.embeddings.insert(asked.params.embeddings.end(), vector.begin(), vector.end());
+    }
   }
 
   void submit_burst() {
@@ -293,20 +319,24 @@ class Simulation {
     if (asked.adapter_slot >= 0) asked.scope.adapter = adapters_[static_cast<size_t>(asked.adapter_slot)];
     asked.max_total_len = static_cast<int64_t>(asked.prompt.size()) + *asked.params.max_tokens;
     if (random_.chance(0.1)) asked.deadline_step = step_ + random_.below(30);
+    replace_embeddings(asked);
     uint64_t hash = hash_of_scope(asked.scope);
-    for (const int32_t token_id : asked.prompt) hash = with_token(hash, token_id);
+    for (const int32_t content : asked.contents) hash = with_content(hash, content);
     asked.params.is_constrained = random_.chance(0.2);
     if (asked.params.is_constrained) asked.params.first_mask = {mask_of(hash)};
     asked.samples.resize(asked.params.seeds.size());
     for (Sample& sample : asked.samples) sample.history_hash = hash;
     ++num_asked_;
 
-    const bool is_full = loop_.stats().num_queued_requests >= setting_.max_queue_len;
+    const int64_t num_queued = loop_.stats().num_queued_samples;
+    const auto num_samples = static_cast<int64_t>(asked.samples.size());
+    const bool is_full = num_queued > 0 && num_queued + num_samples > setting_.max_queue_len;
     const fmo::CacheScope scope{static_cast<uint64_t>(asked.scope.tenant), static_cast<uint64_t>(asked.scope.adapter)};
     fmo::SamplingParams params = asked.params;
     if (random_.chance(0.1)) g_allocations_left = random_.below(25);
     std::optional<int64_t> request_id;
     bool was_refused = false;
+    has_news_ = true;
     try {
       request_id = loop_.submit(asked.prompt, std::move(params), scope, asked.adapter_slot);
     } catch (const fmo::QueueFullError&) {
@@ -328,7 +358,8 @@ class Simulation {
 
   void cancel(int64_t request_id) {
     trace("cancel: request %lld", static_cast<long long>(request_id));
-    for (Sample& sample : asked_.at(request_id).samples) sample.must_be_cancelled = sample.is_open;
+    for (Sample& sample : asked_.at(request_id).samples) sample.must_be_cancelled = sample.is_open && !sample.must_fail;
+    has_news_ = true;
     loop_.cancel(request_id);
   }
 
@@ -337,10 +368,22 @@ class Simulation {
     auto& [request_id, asked] = *std::next(asked_.begin(), random_.below(static_cast<int64_t>(asked_.size())));
     if (random_.chance(0.5)) return cancel(request_id);
     const auto sample_idx = static_cast<int32_t>(random_.below(static_cast<int64_t>(asked.samples.size())));
+    if (random_.chance(0.2)) return fail_sample(request_id, asked, sample_idx);
     trace("cancel: request %lld sample %d", static_cast<long long>(request_id), sample_idx);
     Sample& sample = asked.samples[static_cast<size_t>(sample_idx)];
-    sample.must_be_cancelled = sample.is_open;
+    sample.must_be_cancelled = sample.is_open && !sample.must_fail;
+    has_news_ = true;
     loop_.cancel_sample(request_id, sample_idx);
+  }
+
+  // As if its mask could not be made.
+  void fail_sample(int64_t request_id, Asked& asked, int32_t sample_idx) {
+    Sample& sample = asked.samples[static_cast<size_t>(sample_idx)];
+    if (sample.must_be_cancelled) return;
+    trace("fail: request %lld sample %d", static_cast<long long>(request_id), sample_idx);
+    sample.must_fail = sample.is_open;
+    has_news_ = true;
+    loop_.fail_sample(request_id, sample_idx, "planned failure");
   }
 
   void expire_deadlines() {
@@ -363,6 +406,7 @@ class Simulation {
   void deliver_masks() {
     std::erase_if(due_masks_, [this](const DueMask& due) {
       if (due.step > step_) return false;
+      has_news_ = true;
       loop_.set_mask(due.request_id, due.sample_idx, due.position, {due.bits});
       asked_.at(due.request_id).samples[static_cast<size_t>(due.sample_idx)].waits_for_mask = false;
       return true;
@@ -381,7 +425,8 @@ class Simulation {
     logits_.assign(static_cast<size_t>(batch.num_logits * kVocabSize), 0.0f);
     int32_t num_logits = 0;
     for (int32_t seq = 0; seq < batch.num_seqs; ++seq) {
-      if (has_thrown_ && 2 * seq >= batch.num_seqs) break;  // half of the work is done when it fails
+      note_cached_tokens(batch, seq);
+      if (has_thrown_ && 2 * seq >= batch.num_seqs) continue;  // half of the work is done when it fails
       run_sequence(batch, seq, num_logits);
     }
     if (random_.chance(0.5)) deliver_masks();
@@ -413,6 +458,12 @@ class Simulation {
     std::copy_n(cells_.begin() + source * block_size, block_size, cells_.begin() + target * block_size);
   }
 
+  void note_cached_tokens(const fmo::Batch& batch, int32_t seq) {
+    const fmo::Sequence& sequence = *loop_.engine().chunks()[static_cast<size_t>(seq)].sequence;
+    Sample& sample = asked_.at(sequence.request->id).samples[static_cast<size_t>(sequence.sample_idx)];
+    if (sample.num_cached < 0) sample.num_cached = batch.context_lens[seq];
+  }
+
   void run_sequence(const fmo::Batch& batch, int32_t seq, int32_t& num_logits) {
     const fmo::Sequence& sequence = *loop_.engine().chunks()[static_cast<size_t>(seq)].sequence;
     const Asked& asked = asked_.at(sequence.request->id);
@@ -422,9 +473,9 @@ class Simulation {
     auto cell_of = [&](int64_t position) -> Cell& {
       return cells_[static_cast<size_t>(table[position / block_size] * block_size + position % block_size)];
     };
-    auto token_of = [&](int64_t position) {
+    auto content_at = [&](int64_t position) {
       const auto idx = static_cast<size_t>(position);
-      return idx < asked.prompt.size() ? asked.prompt[idx] : sample.output.at(idx - asked.prompt.size());
+      return idx < asked.contents.size() ? asked.contents[idx] : sample.output.at(idx - asked.contents.size());
     };
     const int32_t slot = batch.adapter_slots == nullptr ? -1 : batch.adapter_slots[seq];
     require(slot == asked.adapter_slot, "a sequence runs with another adapter");
@@ -435,14 +486,16 @@ class Simulation {
       const Cell& cell = cell_of(position);
       require(cell.scope == scope, "a sequence reads what another tenant or adapter has computed");
       require(cell.step < step_, "a sequence reads what is being computed");
-      require(cell.token_id == token_of(position), "a sequence reads what belongs to another token");
-      hash = with_token(hash, cell.token_id);
+      require(cell.content == content_at(position), "a sequence reads what belongs to another token");
+      hash = with_content(hash, cell.content);
     }
     for (int32_t row = batch.cu_seqlens[seq]; row < batch.cu_seqlens[seq + 1]; ++row) {
       const int64_t position = batch.context_lens[seq] + row - batch.cu_seqlens[seq];
       require(batch.position_ids[row] == position, "a row has the wrong position");
-      cell_of(position) = {batch.input_ids[row], scope, step_};
-      hash = with_token(hash, batch.input_ids[row]);
+      const float* embedding = batch.embeddings == nullptr ? nullptr : batch.embeddings[row];
+      const int32_t content = embedding == nullptr ? batch.input_ids[row] : content_of(embedding);
+      cell_of(position) = {content, scope, step_};
+      hash = with_content(hash, content);
       if (num_logits == batch.num_logits || batch.logit_rows[num_logits] != row) continue;
       fill_logits(hash, batch.input_ids[row], setting_.model, logits_.data() + kVocabSize * num_logits++);
     }
@@ -474,7 +527,7 @@ class Simulation {
     sampler_.sample(input, result);
     if (!result.error.empty()) return {std::nullopt, FinishReason::error};
     tokens.push_back(result.token_id);
-    return {result.token_id, expected_end(asked, tokens)};
+    return {result.token_id, expected_end(asked, tokens), result.logprob, result.top_logprobs};
   }
 
   FinishReason expected_end(const Asked& asked, const std::vector<int32_t>& tokens) const {
@@ -513,10 +566,17 @@ class Simulation {
       const Expected expected = expected_next(asked, sample, event.sample_idx);
       require(event.token_id == expected.token_id, name + " got another token than alone");
       require(event.finish_reason == expected.reason, name + " ended for another reason than alone, or did not");
+      const bool has_logprob = event.token_id && asked.params.num_logprobs;
+      require(event.logprob.has_value() == has_logprob &&
+                  event.logprob.value_or(0.0f) == (has_logprob ? expected.logprob : 0.0f) &&
+                  event.top_logprobs == expected.top_logprobs,
+              name + " got other log-probabilities than alone");
     }
+    require(!event.token_id || event.num_cached_tokens == sample.num_cached,
+            name + " tells a wrong number of cached tokens");
     if (event.token_id) {
       sample.output.push_back(*event.token_id);
-      sample.history_hash = with_token(sample.history_hash, *event.token_id);
+      sample.history_hash = with_content(sample.history_hash, *event.token_id);
     }
     sample.is_open = event.finish_reason == FinishReason::none;
     if (!sample.is_open || !asked.params.is_constrained) return;
@@ -533,6 +593,23 @@ class Simulation {
         sample.must_be_cancelled = sample.must_fail = false;
       }
     }
+  }
+
+  void check_totals(const fmo::EngineStats& stats) const {
+    int64_t num_samples = 0, num_tokens = 0, num_looked_up = 0, num_cached = 0;
+    for (const auto& [request_id, asked] : asked_) {
+      for (const Sample& sample : asked.samples) {
+        ++num_samples;
+        num_tokens += static_cast<int64_t>(sample.output.size());
+        if (sample.num_cached < 0) continue;  // it ended before it ran
+        num_looked_up += static_cast<int64_t>(asked.prompt.size());
+        num_cached += sample.num_cached;
+      }
+    }
+    require(stats.counters.num_finished_samples == num_samples && stats.counters.num_generated_tokens == num_tokens,
+            "samples or tokens are counted wrongly");
+    require(stats.num_looked_up_tokens == num_looked_up && stats.num_cached_tokens == num_cached,
+            "cached tokens are counted wrongly");
   }
 
   // -- fairness
@@ -579,6 +656,7 @@ class Simulation {
   int64_t num_asked_ = 0;
   int64_t step_ = 0;
   bool has_thrown_ = false;
+  bool has_news_ = false;  // something was sent to the loop since its last step
   std::vector<float> logits_;
   std::vector<fmo::TokenEvent> events_;
   fmo::Sampler sampler_;

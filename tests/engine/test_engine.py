@@ -153,7 +153,7 @@ def test_a_full_queue_refuses_and_the_refused_sink_is_never_called():
     accepted, refused = [Collector(), Collector()], Collector()
     for sink in accepted:
         engine.submit([1], SamplingParams(max_tokens=2), sink)
-    with pytest.raises(QueueFull, match=r"2 requests are waiting.*\n.*max_queue_len\n.*try: "):
+    with pytest.raises(QueueFull, match=r"the queue holds 2 answers: 2 are waiting.*\n.*max_queue_len\n.*try: "):
         engine.submit([1], SamplingParams(), refused)
     with engine:
         assert all(len(sink.wait().tokens()) == 2 for sink in accepted)

@@ -286,8 +286,8 @@ def test_the_queue_is_bounded_and_takes_more_when_requests_start():
     engine = ManualEngine(HashModel(num_blocks=64), max_num_seqs=1, max_queue_len=2)
     params = SamplingParams(max_tokens=1)
     engine.submit([1], params)
-    engine.submit([1], SamplingParams(max_tokens=1, n=3))
-    with pytest.raises(_core.QueueFullError, match="2 requests are waiting"):
+    engine.submit([1], params)
+    with pytest.raises(_core.QueueFullError, match="the queue holds 2 answers: 2 are waiting, and 1 more is asked for"):
         engine.core.submit([1], params)
     engine.step()
     engine.submit([1], params)
@@ -297,7 +297,23 @@ def test_the_queue_is_bounded_and_takes_more_when_requests_start():
     engine.step()
     engine.submit([1], params)
     engine.run()
-    assert engine.stat("num_queued_requests") == 0
+    assert engine.stat("num_queued_requests") == engine.stat("num_queued_samples") == 0
+
+
+def test_every_sample_takes_a_place_in_the_queue_and_more_samples_than_it_holds_wait_alone():
+    engine = ManualEngine(HashModel(num_blocks=64), max_num_seqs=2, max_queue_len=4)
+    engine.submit([1], SamplingParams(max_tokens=3, n=7))
+    with pytest.raises(_core.QueueFullError, match="7 are waiting"):
+        engine.core.submit([1], SamplingParams(max_tokens=1))
+    while engine.stat("num_queued_samples") > 3:
+        engine.step()
+    with pytest.raises(_core.QueueFullError, match="2 more are asked for"):
+        engine.core.submit([1], SamplingParams(max_tokens=1, n=2))
+    last = engine.submit([1], SamplingParams(max_tokens=1))
+    engine.core.cancel(1)
+    engine.core.cancel(last)
+    engine.run()
+    assert engine.stat("num_queued_samples") == 0
 
 
 @pytest.mark.parametrize(

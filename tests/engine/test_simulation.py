@@ -107,7 +107,59 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
         "scheduler.cpp": [("std::min(limit, sequence.request->max_total_len - sequence.num_tokens() - 1)", "limit")]
     },
     "a NaN gives a token": {"sampler.cpp": [("result.is_bad_row = raw_max.has_nan ||", "result.is_bad_row =")]},
-    "the queue holds one more": {"step_loop.cpp": [(">= max_queue_len_", "> max_queue_len_")]},
+    "the queue holds one more": {
+        "step_loop.cpp": [("num_queued + num_samples > max_queue_len_", "num_queued + num_samples - 1 > max_queue_len_")]
+    },
+    "a cancelled sample keeps its place in the queue": {"scheduler.cpp": [("if (!sequence.was_admitted) --num_unstarted_samples_;", "")]},
+    "a loop whose masks have come sleeps on": {"engine.cpp": [("is_stalled_ = chunks_.empty()", "is_stalled_ |= chunks_.empty()")]},
+    "a request with vectors shares its blocks": {"scheduler.cpp": [(" || !request.params.embedding_positions.empty()", "")]},
+    "a vector goes to the row of another position": {
+        "engine.cpp": [("static_cast<size_t>(*at - begin), nullptr)", "static_cast<size_t>(*at - begin) / 2, nullptr)")]
+    },
+    "the vector at the begin of a chunk is forgotten": {
+        "engine.cpp": [("std::ranges::lower_bound(positions, begin)", "std::ranges::lower_bound(positions, begin + (begin > 0))")]
+    },
+    "the vectors of the step before are still there": {
+        "engine.cpp": [("  embeddings_.clear();\n", "  if (chunks_.size() > 1) embeddings_.clear();\n")]
+    },
+    "another sample fails than the one that was meant": {
+        "engine.cpp": [
+            (
+                "find_sample(request_id, sample_idx);\n  if (sequence != nullptr) end_without_token(*sequence, FinishReason::error",
+                "find_sample(request_id, 0);\n  if (sequence != nullptr) end_without_token(*sequence, FinishReason::error",
+            )
+        ]
+    },
+    "a guess is taken after the end": {
+        "engine.cpp": [
+            ("num_accepted < chunk.num_proposed && sequence.state == SequenceState::running &&", "num_accepted < chunk.num_proposed &&")
+        ]
+    },
+    "log-probabilities of the row before": {"sampler.cpp": [("  result.top_logprobs.clear();\n", "")]},
+    "copied tokens are not told": {
+        "scheduler.cpp": [
+            ("sequence.num_cached = sequence.num_computed;", "sequence.num_cached = sequence.num_published * options_.block_size;")
+        ]
+    },
+    "blocks of the prefix that wake up are not counted": {
+        "scheduler.cpp": [("num_new + num_woken + num_running()", "num_new + num_running()")]
+    },
+    "nobody makes room for the oldest": {"scheduler.cpp": [("  if (!is_overtaken()) return;\n", "  return;\n")]},
+    "the parent of a part is not compared": {
+        "prefix_cache.cpp": [
+            ("if (known.parent != parent || !(known.scope == scope)) continue;", "if (!(known.scope == scope)) continue;"),
+            ("hash = mix_bits(hash + static_cast<uint64_t>(parent));", "hash = mix_bits(hash);"),
+        ]
+    },
+    "only hashes are compared, and they are bad": {
+        "prefix_cache.cpp": [
+            ("std::ranges::equal(tokens_of(block), tokens)", "true"),
+            (
+                "mix_bits(hash ^ static_cast<uint64_t>(token_id)) + hash_seed_;",
+                "mix_bits(hash ^ static_cast<uint64_t>(token_id / 2)) + hash_seed_;",
+            ),
+        ]
+    },
     "an evicted block is still found": {"prefix_cache.cpp": [("  remove_unused(block);\n  erase(block);", "  remove_unused(block);")]},
 }
 QUICK_PLANTS = ["a shared block is not counted", "blocks are found in other scopes"]

@@ -30,6 +30,12 @@ def test_less_than_a_block_is_refused_with_what_a_context_needs(artifact: Artifa
     assert "full context" in caught.value.hint
 
 
+def test_more_memory_than_is_free_is_refused_at_start(artifact: Artifact) -> None:
+    with pytest.raises(ConfigError, match=r"would take \d+ bytes, and \d+ are free") as caught:
+        num_kv_blocks(artifact, EngineOptions(kv_cache_bytes=2**60))
+    assert caught.value.where == "--kv-cache-memory"
+
+
 def test_a_step_smaller_than_the_batch_is_refused() -> None:
     with pytest.raises(ConfigError, match="cannot hold"):
         open_model(scripted_artifact(), EngineOptions(max_num_seqs=8, max_num_tokens=4), TextOptions())
