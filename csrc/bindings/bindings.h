@@ -10,5 +10,6 @@ void bind_executor(nanobind::module_& m);
 void bind_engine(nanobind::module_& m);
 void bind_tokenizer(nanobind::module_& m);
 void bind_json(nanobind::module_& m);
+void bind_http(nanobind::module_& m);
 
 }  // namespace fmo

@@ -10,4 +10,5 @@ NB_MODULE(_core, m) {
   fmo::bind_engine(m);
   fmo::bind_tokenizer(m);
   fmo::bind_json(m);
+  fmo::bind_http(m);
 }

@@ -39,8 +39,12 @@ class TestServer:
     engine: Any
     tokenizer: Tokenizer
     client: httpx.Client
-    connections: set[Any]
+    http: HttpServer
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def num_connections(self) -> int:
+        return self.http.core.num_connections
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return self.client.post(path, json=body)
@@ -94,7 +98,7 @@ def start(
         thread.join()
         engine.shutdown()
 
-    return TestServer(urls[0], urls[1], app, engine, tokenizer, client, servers[0].connections, loops[0]), stop
+    return TestServer(urls[0], urls[1], app, engine, tokenizer, client, servers[0], loops[0]), stop
 
 
 @pytest.fixture(scope="session")

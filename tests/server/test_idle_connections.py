@@ -66,10 +66,10 @@ def test_idle_connections_cost_little_and_harm_nobody(make_server: MakeServer, n
     gc.collect()
     num_bytes = resident_bytes()
     with idle_connections(server, num_connections):
-        eventually(lambda: len(server.connections) >= num_connections, "all are open")
+        eventually(lambda: server.num_connections >= num_connections, "all are open")
         assert is_answered(server)
         assert resident_bytes() - num_bytes < num_connections * MAX_BYTES_PER_CONNECTION + 2**22
-    eventually(lambda: len(server.connections) <= 1, "closed connections are forgotten")
+    eventually(lambda: server.num_connections <= 1, "closed connections are forgotten")
 
 
 @pytest.mark.parametrize("num_connections", NUM_IDLE)
@@ -78,11 +78,11 @@ def test_too_many_idle_connections_give_way(make_server: MakeServer, num_connect
     server = make_server(limits=Limits(max_connections=max_connections, **FOR_EVER))
     sock = raw_request(server, {**ENDLESS, "max_tokens": 50, "stream": True})
     with idle_connections(server, num_connections) as read:
-        eventually(lambda: len(server.connections) <= max_connections, "the first have given way")
+        eventually(lambda: server.num_connections <= max_connections, "the first have given way")
         assert is_answered(server)
         for idx, answer in enumerate(read(num_connections // 2)):
             assert answer.startswith("HTTP/1.1 503") if idx % 3 == 2 else answer == "", "who had begun to ask is told"
-        assert len(server.connections) >= max_connections - 2, "the last ones are still there"
+        assert server.num_connections >= max_connections - 2, "the last ones are still there"
     while data := sock.recv(2**16):
         sent = data
         if data.endswith(b"\r\n0\r\n\r\n"):
@@ -109,7 +109,7 @@ def test_limits_end_idle_connections(make_server: MakeServer, num_connections: i
         for idx, answer in enumerate(read(num_connections)):
             assert answer.startswith("HTTP/1.1 408") if idx % 3 != 1 else answer == "", "only who never had an answer is told"
         assert is_answered(server)
-    eventually(lambda: len(server.connections) <= 1, "nothing is left")
+    eventually(lambda: server.num_connections <= 1, "nothing is left")
 
 
 HALVES: dict[str, bytes] = {
@@ -131,7 +131,7 @@ def test_half_closed_connections_that_ask_for_nothing_are_closed(make_server: Ma
             sock.shutdown(socket.SHUT_WR)
         assert all(sock.recv(1000) == b"" for sock in socks)
         assert is_answered(server)
-        eventually(lambda: len(server.connections) <= 1, "nothing is left")
+        eventually(lambda: server.num_connections <= 1, "nothing is left")
 
 
 @pytest.mark.parametrize("body", [{}, {"stream": True}, {"stream": True, "n": 32}], ids=str)
@@ -143,6 +143,6 @@ def test_half_closed_connections_with_a_request_cancel_it(make_server: MakeServe
         sock.shutdown(socket.SHUT_WR)
     eventually(lambda: server.engine.stats()["num_running"] == 0, "nothing runs any more")
     assert is_answered(server)
-    eventually(lambda: len(server.connections) <= 1, "nothing is left")
+    eventually(lambda: server.num_connections <= 1, "nothing is left")
     for sock in socks:
         sock.close()
