@@ -5,6 +5,7 @@
             print(output.text)
         for delta in llm.stream("import ", SamplingParams(max_tokens=32)):
             print(delta.text, end="")
+        answer = llm.chat([{"role": "user", "content": "weather in Rome?"}], tools=[...]).message       # reasoning and calls taken apart
 
 All prompts of a call run together; the same prompt with the same seed gives the same tokens whatever runs beside it. Several threads may
 use one LLM at the same time.
@@ -16,17 +17,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .engine import QueueFull, TokenOutput
 from .errors import ConfigError, FmoError
 from .loaded_model import EngineOptions, TextOptions, open_model
 from .sampling import InvalidSamplingParams, SamplingParams
-from .structured.constraint import Constraint, ConstraintCompiler
-from .structured.errors import InvalidConstraint
-from .structured.response_format import ConstraintLimits, grammar_of
+from .tokenizer.chat_template import ChatTemplate
 from .tokenizer.sample_text import SampleText, TextDelta, TokenLogprob
 from .tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:  # what chats and formats need is imported by the first of them
+    from .chat import ChatDelta, ChatReader, PlannedChat
+    from .server.answer_plan import AnswerPlanner, AnyConstraint
 
 Prompt = str | Sequence[int]
 
@@ -37,7 +40,11 @@ class GenerationError(FmoError):
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One sample. `finish_reason`: `stop` or `length`. `logprobs` is None unless asked for."""
+    """One sample. `finish_reason`: `stop`, `length` or, of a chat, `tool_calls`. `logprobs` is None unless asked for.
+
+    `message`: of a chat, the assistant's message with `content`, and `reasoning_content` and `tool_calls` where there are any, as it may be
+    appended to the conversation; `text` is its content.
+    """
 
     index: int
     text: str
@@ -45,6 +52,7 @@ class CompletionOutput:
     finish_reason: str
     seed: int
     logprobs: list[TokenLogprob] | None = None
+    message: dict[str, Any] | None = None
 
 
 @dataclass(slots=True)
@@ -61,6 +69,11 @@ class RequestOutput:
         """The text of the first sample."""
         return self.outputs[0].text
 
+    @property
+    def message(self) -> dict[str, Any] | None:
+        """The message of the first sample of a chat."""
+        return self.outputs[0].message
+
 
 @dataclass(slots=True)
 class _Sample:
@@ -76,8 +89,9 @@ class _Request:
     token_ids: list[int]
     params: SamplingParams
     samples: list[_Sample]
-    constraint: Constraint | None = None
+    constraint: AnyConstraint | None = None
     adapter: str | None = None
+    reader: ChatReader | None = None
     request_id: int | None = None
 
     @property
@@ -91,7 +105,8 @@ _Arrivals = SimpleQueue[tuple[int, list[TokenOutput]]]
 class LLM:
     """An artifact, opened and running until `close`. Raises ArtifactError and its kinds, ConfigError, AdapterError.
 
-    `adapters`: LoRA adapters in PEFT's format, name → folder or hub id; `adapter` of a call chooses one, None is the base model."""
+    `adapters`: LoRA adapters in PEFT's format, name → folder or hub id; `adapter` of a call chooses one, None is the base model.
+    `chat_template`: a Jinja file in place of the model's own template."""
 
     def __init__(
         self,
@@ -106,6 +121,7 @@ class LLM:
         ngram_size: int = 3,
         add_special_tokens: bool = True,
         skip_special_tokens: bool = True,
+        chat_template: str | Path | None = None,
         adapters: Mapping[str, str | Path] | None = None,
     ) -> None:
         options = EngineOptions(
@@ -118,10 +134,14 @@ class LLM:
             ngram_size=ngram_size,
             adapters={name: str(path) for name, path in (adapters or {}).items()},
         )
-        text = TextOptions(add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
+        text = TextOptions(
+            add_special_tokens=add_special_tokens,
+            skip_special_tokens=skip_special_tokens,
+            chat_template=Path(chat_template) if chat_template is not None else None,
+        )
         self._loaded = open_model(artifact, options, text)
         self._max_in_flight = options.max_queue_len
-        self._constraints: ConstraintCompiler | None = None
+        self._planners: dict[int, tuple[ChatTemplate | None, AnswerPlanner]] = {}
 
     @property
     def name(self) -> str:
@@ -187,31 +207,32 @@ class LLM:
             yield delta
 
     def chat(
-        self,
-        messages: list[dict[str, Any]],
-        params: SamplingParams | None = None,
-        *,
-        template_variables: dict[str, Any] | None = None,
-        adapter: str | None = None,
+        self, messages: list[dict[str, Any]], params: SamplingParams | None = None, *, adapter: str | None = None, **fields: Any
     ) -> RequestOutput:
-        """The assistant's answer to a conversation of `{"role", "content"}` messages."""
-        prompt = self.chat_prompt(messages, template_variables=template_variables, adapter=adapter)
-        return self.generate(prompt, params, adapter=adapter)[0]
+        """The assistant's answer to a conversation of `{"role", "content"}` messages, with reasoning and tool calls taken out of its text.
 
-    def chat_prompt(
-        self, messages: list[dict[str, Any]], *, template_variables: dict[str, Any] | None = None, adapter: str | None = None
-    ) -> list[int]:
-        """Token ids of the conversation, up to the assistant's turn, by the adapter's template where it has one.
+        `fields`: those of /v1/chat/completions that are not sampling parameters: `tools`, `tool_choice`, `parallel_tool_calls`,
+        `parse_reasoning` (default True), `include_reasoning`, `reasoning_effort`, `reasoning_budget`, `chat_template_kwargs`. Raises
+        InvalidChat for these and the messages, ConfigError without a template, and what `generate` raises.
+        """
+        request = self._chat_request(messages, params or SamplingParams(), adapter, fields)
+        for _, delta in self._run([request]):
+            assert request.reader is not None
+            request.reader.read(delta)
+        return _output(request)
 
-        Raises ConfigError without a template, ChatTemplateError, UnknownAdapter."""
-        from .tokenizer.chat_template import encode_chat
+    def stream_chat(
+        self, messages: list[dict[str, Any]], params: SamplingParams | None = None, *, adapter: str | None = None, **fields: Any
+    ) -> Iterator[ChatDelta]:
+        """As `chat`, what each step adds. The last delta of a sample has a `finish_reason`; leaving the loop early cancels the rest."""
+        request = self._chat_request(messages, params or SamplingParams(), adapter, fields)
+        for _, delta in self._run([request]):
+            assert request.reader is not None
+            yield request.reader.read(delta)
 
-        template = self._loaded.chat_template_for(None if adapter is None else self._loaded.engine.adapters.get(adapter))
-        if template is None:
-            raise ConfigError(
-                "the model has no chat template", where=str(self._loaded.artifact.folder), hint="use `generate` with a plain prompt"
-            )
-        return encode_chat(template, self.tokenizer, messages, variables=template_variables)
+    def chat_prompt(self, messages: list[dict[str, Any]], *, adapter: str | None = None, **fields: Any) -> list[int]:
+        """Token ids of the conversation, up to the assistant's turn, by the adapter's template where it has one; `fields` as in `chat`."""
+        return self._planned_chat(messages, SamplingParams(), adapter, fields)[0].token_ids
 
     def close(self) -> None:
         """Cancels what runs and ends the engine. A second call does nothing."""
@@ -223,29 +244,82 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _planned_chat(
+        self, messages: list[dict[str, Any]], params: SamplingParams, adapter: str | None, fields: dict[str, Any]
+    ) -> tuple[PlannedChat, AnswerPlanner]:
+        from .chat import check_fields, planned_chat
+
+        check_fields(fields)
+        template = self._loaded.chat_template_for(None if adapter is None else self._loaded.engine.adapters.get(adapter))
+        if template is None:
+            raise ConfigError(
+                "the model has no chat template", where=str(self._loaded.artifact.folder), hint="use `generate` with a plain prompt"
+            )
+        planner = self._planner(template)
+        return planned_chat({"messages": messages, **fields}, params, planner, self.tokenizer, template), planner
+
+    def _chat_request(
+        self, messages: list[dict[str, Any]], params: SamplingParams, adapter: str | None, fields: dict[str, Any]
+    ) -> _Request:
+        from .chat import ChatReader
+
+        planned, planner = self._planned_chat(messages, params, adapter, fields)
+        params = self._bound(params, len(planned.token_ids))
+        constraint, reading = planned.bound(params)
+        reader = ChatReader(reading, planner.new_call_id)
+        return self._new_request(planned.token_ids, planned.token_ids, params, constraint, adapter, reader)
+
+    def _planner(self, template: ChatTemplate | None) -> AnswerPlanner:
+        from .chat import planner_for
+
+        if id(template) not in self._planners:
+            loaded = self._loaded
+            planner = planner_for(loaded.tokenizer, template, loaded.engine.vocab_size, loaded.eos_token_ids)
+            self._planners[id(template)] = template, planner  # with the template, so that its id stays its own
+        return self._planners[id(template)][1]
+
     def _request(self, prompt: Prompt, params: SamplingParams, adapter: str | None = None) -> _Request:
         token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        params = self._bound(params, len(token_ids))
+        return self._new_request(prompt, token_ids, params, self._constraint(params), adapter)
+
+    def _bound(self, params: SamplingParams, prompt_len: int) -> SamplingParams:
+        """`params` with a seed per sample and all that ends an answer, checked."""
         if params.stop and self._loaded.tokenizer is None:
             raise InvalidSamplingParams("stop", params.stop, "no stop strings", "the artifact has no tokenizer; use stop_token_ids")
         eos_ids = tuple(dict.fromkeys((*self._loaded.eos_token_ids, *params.eos_token_ids)))
         params = replace(params, seed=params.sample_seeds(), eos_token_ids=eos_ids)
         engine = self._loaded.engine
-        params.validate(engine.vocab_size, self.max_context_len, len(token_ids), engine.embedding_width)
-        constraint = self._constraint(params)
-        accepts = constraint.accepts if constraint is not None else None
-        samples = [_Sample(SampleText(self._loaded.tokenizer, token_ids, params, eos_ids, accepts)) for _ in range(params.n)]
-        return _Request(prompt, token_ids, params, samples, constraint, adapter)
+        params.validate(engine.vocab_size, self.max_context_len, prompt_len, engine.embedding_width)
+        return params
 
-    def _constraint(self, params: SamplingParams) -> Constraint | None:
+    def _new_request(
+        self,
+        prompt: Prompt,
+        token_ids: list[int],
+        params: SamplingParams,
+        constraint: AnyConstraint | None,
+        adapter: str | None,
+        reader: ChatReader | None = None,
+    ) -> _Request:
+        reading = reader.reading if reader is not None else None
+        shown_ids = reading.shown_ids if reading is not None else frozenset()
+        accepts = constraint.accepts if constraint is not None else None
+        if accepts is None and reading is not None and reading.has_headers:
+            accepts = reading.is_in_content
+        tokenizer, eos_ids = self._loaded.tokenizer, params.eos_token_ids
+        samples = [_Sample(SampleText(tokenizer, token_ids, params, eos_ids, accepts, shown_ids)) for _ in range(params.n)]
+        return _Request(prompt, token_ids, params, samples, constraint, adapter, reader)
+
+    def _constraint(self, params: SamplingParams) -> AnyConstraint | None:
+        if not params.is_constrained:
+            return None
+        from .server.errors import ApiError
+
         try:
-            grammar = grammar_of(params.response_format, ConstraintLimits())
-            if grammar is None:
-                return None
-            if self._constraints is None:
-                self._constraints = ConstraintCompiler(self.tokenizer, self._loaded.engine.vocab_size, self._loaded.eos_token_ids)
-            return self._constraints.compile(grammar, (*params.eos_token_ids, *params.stop_token_ids))
-        except InvalidConstraint as error:
-            raise InvalidSamplingParams("response_format", params.response_format, "a format that can be followed", str(error)) from None
+            return self._planner(self._loaded.chat_template).plan_format(params)
+        except ApiError as error:
+            raise InvalidSamplingParams("response_format", params.response_format, "a format that can be followed", error.message) from None
 
     def _run(self, requests: list[_Request]) -> Iterator[tuple[int, TextDelta]]:
         """Runs `requests`, a window of them at a time; yields (request index, delta) and collects the deltas in the samples."""
@@ -308,5 +382,9 @@ def _output(request: _Request) -> RequestOutput:
         token_ids = [token_id for delta in sample.deltas for token_id in delta.token_ids]
         reason = sample.deltas[-1].finish_reason or "stop"
         outputs.append(CompletionOutput(idx, text, token_ids, reason, seeds[idx], logprobs))
+        if request.reader is not None:
+            choice = request.reader.choice(idx)
+            outputs[-1].message, outputs[-1].text = choice.message(), "".join(choice.content)
+            outputs[-1].finish_reason = choice.finish_reason or reason
     prompt = request.prompt if isinstance(request.prompt, str) else None
     return RequestOutput(prompt, request.token_ids, outputs, request.samples[0].deltas[0].num_cached_tokens)

@@ -60,10 +60,14 @@ class EngineOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOptions:
-    """The meaning of special tokens in text, as in the call arguments of Hugging Face tokenizers."""
+    """The meaning of special tokens in text, as in the call arguments of Hugging Face tokenizers.
+
+    `chat_template`: a Jinja file in place of the model's own.
+    """
 
     add_special_tokens: bool = True
     skip_special_tokens: bool = True
+    chat_template: Path | None = None
 
 
 @dataclass(slots=True)
@@ -174,14 +178,19 @@ def _load_adapters(engine: Engine, model_name: str, tokenizer: Tokenizer | None,
 
 
 def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | None, ChatTemplate | None]:
-    folder = artifact.tokenizer_folder
+    folder, own_template = artifact.tokenizer_folder, options.chat_template
+    if own_template is not None and (folder is None or artifact.embedding is not None):
+        what = "has no tokenizer" if folder is None else "gives embeddings"
+        raise ConfigError(
+            f"'{artifact.name}' {what} and takes no chat template", where=f"--chat-template {own_template}", hint="leave it out"
+        )
     if folder is None:
         return None, None
-    from .tokenizer.chat_template import load_chat_template
+    from .tokenizer.chat_template import load_chat_template, read_chat_template
     from .tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder, add_special_tokens=options.add_special_tokens, skip_special_tokens=options.skip_special_tokens)
-    return tokenizer, load_chat_template(folder, tokenizer)
+    return tokenizer, load_chat_template(folder, tokenizer) if own_template is None else read_chat_template(own_template, tokenizer)
 
 
 def _open_engine(artifact: Artifact, options: EngineOptions, num_blocks: int, has_dispatcher: bool) -> Engine:

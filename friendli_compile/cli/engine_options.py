@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -42,6 +43,13 @@ kv_cache_dtype_option = click.option(
     show_default=True,
     callback=_kv_dtype,
     help="How keys and values are stored. int8: one scale per token and head. auto: as the artifact says.",
+)
+
+
+chat_template_option = click.option(
+    "--chat-template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Jinja file in place of the model's own chat template; fmo check-template tells what one means.",
 )
 
 

@@ -36,13 +36,13 @@ def sampling_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """What the engine says of a user's prompt or options, as an error of the command line (exit code 1) and not as a bug."""
+    from friendli_runtime.chat import InvalidChat
     from friendli_runtime.engine import EngineError
     from friendli_runtime.sampling import InvalidSamplingParams
-    from friendli_runtime.tokenizer.chat_template import ChatTemplateError
 
     try:
         yield
-    except (InvalidSamplingParams, EngineError, ChatTemplateError) as error:
+    except (InvalidSamplingParams, EngineError, InvalidChat) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -66,4 +66,5 @@ def open_llm(artifact: Path, options: dict[str, Any]) -> LLM:
         kv_dtype=options["kv_dtype"],
         has_prefix_cache=options["prefix_cache"],
         ngram_size=options["ngram_size"],
+        chat_template=options["chat_template"],
     )

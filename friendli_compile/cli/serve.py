@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .engine_options import engine_options
+from .engine_options import chat_template_option, engine_options
 from .finite_range import FiniteRange
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ Exit codes: 0 all requests were finished, 1 the user can mend it, 2 usage, 3 a b
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="JSON file with stop, stop_tokens, bad_words and bad_word_tokens for every request.",
 )
+@chat_template_option
 @click.option(
     "--parse-reasoning", type=bool, default=False, show_default=True, help="Split reasoning from content unless a request says otherwise."
 )
@@ -100,6 +101,7 @@ def serve(
     tokenizer_add_special_tokens: bool,
     tokenizer_skip_special_tokens: bool,
     bad_stop_file_path: Path | None,
+    chat_template: Path | None,
     parse_reasoning: bool,
     api_key_file: Path | None,
     adapter_model: str | None,
@@ -138,7 +140,11 @@ def serve(
             ignores_nan=ignore_nan_error,
             adapters=parse_adapter_list(adapter_model) if adapter_model is not None else {},
         ),
-        text=TextOptions(add_special_tokens=tokenizer_add_special_tokens, skip_special_tokens=tokenizer_skip_special_tokens),
+        text=TextOptions(
+            add_special_tokens=tokenizer_add_special_tokens,
+            skip_special_tokens=tokenizer_skip_special_tokens,
+            chat_template=chat_template,
+        ),
         app=AppOptions(
             limits=limits_from(limits),
             api_keys=_api_keys(api_key_file),

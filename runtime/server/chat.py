@@ -212,17 +212,8 @@ class ChatAnswer:
         }
 
     def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        content = "".join(choice.content)
-        message: dict[str, Any] = {"role": "assistant", "content": content if content or not choice.calls else None}
-        if reasoning := "".join(choice.reasoning):
-            message["reasoning_content"] = reasoning
-        if choice.calls:
-            message["tool_calls"] = [
-                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in choice.calls
-            ]
         logprobs = {"content": choice.logprobs} if self._with_logprobs else None
-        return {"index": index, "message": message, "finish_reason": choice.finish_reason, "logprobs": logprobs}
+        return {"index": index, "message": choice.message(), "finish_reason": choice.finish_reason, "logprobs": logprobs}
 
     def _call_delta(self, call: CallDelta) -> dict[str, Any]:
         """One entry of `tool_calls`; the first of a call has its id and name."""

@@ -65,3 +65,16 @@ class Choice:
                 self.calls.append(CallDelta(call.call_idx, call.name, call.arguments, call.call_id or new_call_id()))
             else:
                 self.calls[-1].arguments += call.arguments
+
+    def message(self) -> dict[str, Any]:
+        """What was collected, as the assistant's message of a conversation."""
+        content = "".join(self.content)
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not self.calls else None}
+        if reasoning := "".join(self.reasoning):
+            message["reasoning_content"] = reasoning
+        if self.calls:
+            message["tool_calls"] = [
+                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.calls
+            ]
+        return message

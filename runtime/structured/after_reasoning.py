@@ -3,12 +3,12 @@
     reasoning: any token but an end   ─ closing mark ─▶   the constraint (or any text)
                                         ▲ written for the model when the reasoning has had its tokens
 
-The prompt may have opened the reasoning; otherwise the model may open it with its first token, if the opening mark is one token.
+The prompt may have opened the reasoning; otherwise the model may open it with the first tokens of its answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +19,13 @@ from .errors import ConstraintFailed
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """`open_id` None: no single token opens reasoning. `close_ids`: how the closing mark is written when the server writes it.
+    """`open_ids`, `close_ids`: how the marks are written where nothing else may be.
 
-    `feed_ids`: tokens of one or two line feeds, which models write behind it.
+    `feed_ids`: tokens of one or two line feeds, which models write behind the closing mark.
     """
 
-    open_id: int | None
+    open: bytes
+    open_ids: tuple[int, ...]
     close: bytes
     close_ids: tuple[int, ...]
     feed_ids: tuple[int, ...]
@@ -34,10 +35,9 @@ def marks_of(tokenizer: Tokenizer, open_text: str, close_text: str) -> Marks:
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    opening = ids(open_text)
     feeds = [ids(text) for text in ("\n", "\n\n")]
     feed_ids = tuple(found[0] for found in feeds if len(found) == 1)
-    return Marks(opening[0] if len(opening) == 1 else None, close_text.encode(), tuple(ids(close_text)), feed_ids)
+    return Marks(open_text.encode(), tuple(ids(open_text)), close_text.encode(), tuple(ids(close_text)), feed_ids)
 
 
 class Inner(Protocol):
@@ -71,9 +71,9 @@ class AfterReasoning:
         self.first_mask = self.sample().mask()
 
     def sample(self) -> ReasoningMasks:
-        inner = self._inner.sample() if self._inner is not None else None
+        new_inner = self._inner.sample if self._inner is not None else None
         return ReasoningMasks(
-            inner, self._marks, self._tokenizer, self._any_token, self._end_ids, is_open=self._is_open, budget=self._budget
+            new_inner, self._marks, self._tokenizer, self._any_token, self._end_ids, is_open=self._is_open, budget=self._budget
         )
 
     def accepts(self, text: str) -> bool:
@@ -90,7 +90,7 @@ class ReasoningMasks:
 
     def __init__(
         self,
-        inner: SampleMasks | None,
+        new_inner: Callable[[], SampleMasks] | None,
         marks: Marks,
         tokenizer: Tokenizer,
         any_token: bytes,
@@ -99,7 +99,8 @@ class ReasoningMasks:
         is_open: bool,
         budget: int | None,
     ) -> None:
-        self._inner = inner
+        self._new_inner = new_inner
+        self._inner = new_inner() if new_inner is not None else None
         self._marks = marks
         self._tokenizer = tokenizer
         self._any_token = any_token
@@ -107,13 +108,15 @@ class ReasoningMasks:
         self._end_ids = end_ids
         self._state = "reasoning" if is_open else "start"
         self._num_left = budget
+        self._opening: list[int] = []
+        self._may_not_reason = True  # whether the inner constraint takes what was written of the opening mark
         self._tail = b""
         self._closing: list[int] = []
 
     def advance(self, token_id: int) -> bytes:
         if self._state == "start":
-            self._state = "reasoning" if token_id == self._marks.open_id else "after"
-            if self._state == "reasoning":
+            self._open(token_id)
+            if self._state != "after":
                 return self.mask()
         elif self._state == "reasoning":
             self._reason(token_id)
@@ -131,11 +134,28 @@ class ReasoningMasks:
             return self._in_reasoning
         free = _changed(self._any_token, with_=self._end_ids)
         mask = self._inner.mask() if self._inner is not None else free
-        if self._state == "start" and self._marks.open_id is not None:
-            return _changed(mask, with_=(self._marks.open_id,))
+        if self._state == "start":
+            written, marks = tuple(self._opening), self._marks.open_ids
+            next_ids = marks[len(written) : len(written) + 1] if written == marks[: len(written)] else ()
+            return _changed(mask if self._may_not_reason else bytes(len(mask)), with_=next_ids)
         if self._state == "closed":
             return _changed(mask, with_=self._marks.feed_ids)
         return mask
+
+    def _open(self, token_id: int) -> None:
+        """The next token of an answer that may begin with the opening mark."""
+        self._opening.append(token_id)
+        seen = b"".join(map(self._tokenizer.token_bytes, self._opening)).lstrip()
+        if seen.startswith(self._marks.open):
+            self._state = "reasoning"
+            if len(self._opening) > 1 and self._new_inner is not None:
+                self._inner = self._new_inner()
+        elif not self._marks.open.startswith(seen) or token_id in self._end_ids:
+            self._state = "after"
+        elif self._inner is not None and self._may_not_reason:
+            self._may_not_reason = bool(self._inner.mask()[token_id // 8] >> token_id % 8 & 1)
+            if self._may_not_reason:
+                self._inner.advance(token_id)
 
     def _reason(self, token_id: int) -> None:
         if self._closing:

@@ -93,12 +93,21 @@ def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | Non
     path = folder / "chat_template.jinja"
     special_tokens = template_tokens(tokenizer)
     if path.is_file():
-        return ChatTemplate(path.read_text(encoding="utf-8"), special_tokens, where=str(path))
+        return read_chat_template(path, tokenizer)
     source = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):
         named = {entry["name"]: entry["template"] for entry in source if isinstance(entry, dict) and {"name", "template"} <= entry.keys()}
         source = named.get("default")
     return ChatTemplate(source, special_tokens, where=str(folder / "tokenizer_config.json")) if isinstance(source, str) else None
+
+
+def read_chat_template(path: Path, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template of a file of its own. Raises ConfigError."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the chat template cannot be read: {error}", where=str(path), hint="give a Jinja template in UTF-8") from None
+    return ChatTemplate(source, template_tokens(tokenizer), where=str(path))
 
 
 def encode_chat(

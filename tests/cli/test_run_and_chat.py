@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from pathlib import Path
 
 from models.scripted import script_tag
 from server.served import FMO, scripted_artifact
@@ -48,3 +49,15 @@ def test_help_of_the_serving_verbs_shows_two_examples() -> None:
     for verb in ("serve", "run", "chat"):
         result = fmo(verb, "--help")
         assert result.returncode == 0 and result.stdout.count(f"fmo {verb} build/") >= 2
+
+
+def test_reasoning_is_set_apart_from_answers(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{{ messages[-1].content }}<|go|>{# <think> #}"
+    (tmp_path / "template.jinja").write_text(template)
+    options = ("--chat-template", str(tmp_path / "template.jinja"))
+    lines = [script_tag("<think>first thought</think>\n\nfirst"), "/exit"]
+    for result in (
+        fmo("chat", str(scripted_artifact()), *options, stdin="\n".join(lines).replace("\n\n", "")),
+        fmo("run", str(scripted_artifact()), "--chat", lines[0], *options),
+    ):
+        assert (result.returncode, result.stdout) == (0, "first\n") and "first thought" in result.stderr

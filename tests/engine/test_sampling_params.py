@@ -117,6 +117,6 @@ def test_what_is_valid_for_one_prompt_is_looked_at_again_for_another_and_after_a
         params.validate(100, 50, 41)
     with pytest.raises(InvalidSamplingParams, match="'eos_token_ids' is 90"):
         params.validate(90, 50, 40)
-    with pytest.raises(InvalidSamplingParams, match="'top_p' is 2.0"):
+    with pytest.raises(InvalidSamplingParams, match=r"'top_p' is 2\.0"):
         params.with_(top_p=2.0).validate(100, 50, 40)
     assert params == SamplingParams(max_tokens=10, top_p=0.5, eos_token_ids=(90,))
