@@ -7,6 +7,7 @@ typing mistake never silently changes nothing. Types are checked here (400); val
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, TypeVar
@@ -187,6 +188,15 @@ def _refuse_unless_neutral(name: str, value: Any, known: tuple[str, ...]) -> Non
     near = get_close_matches(name, [*known, *NOT_HONOURED, *IGNORED], n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     raise bad_request(f"unknown field '{name[:64]}'{hint}", name[:64], code="unknown_field")
+
+
+def refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    """For objects inside a request, at `where`: a 400 for what is none of its `known` fields; null is absent."""
+    for name, value in given.items():
+        if name not in known and value is not None:
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise bad_request(f"unknown field '{where}.{name[:64]}'{hint}", re.split(r"[.\[]", where)[0], code="unknown_field")
 
 
 _PATH = re.compile(r" - at `\$\.?(.*)`$")

@@ -15,11 +15,13 @@ import msgspec
 from ..tokenizer.sample_text import TextDelta
 from ..tools.request import translated_tools
 from .errors import bad_request, invalid_value
-from .fields import ChatRequest, StreamOptions
+from .fields import ChatRequest, StreamOptions, refuse_unknown
 from .generation import Generation
 from .reading import Choice, reading_of
 
 RENAMED = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config"}
+_TOOL_KEYS = ("type", "name", "description", "input_schema", "strict", "cache_control", "input_examples", "eager_input_streaming")
+"""The last four ask for nothing that is not done anyway."""
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -68,7 +70,7 @@ def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatReques
         response_format=response_format,
         reasoning_effort=effort,
         parse_reasoning=True,
-        include_reasoning=is_thinking,
+        include_reasoning=is_thinking and (request.thinking or {}).get("display") != "omitted",
         reasoning_budget=budget if is_thinking and has_reasoning else None,
     )
 
@@ -76,6 +78,7 @@ def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatReques
 def _thinking_budget(thinking: dict[str, Any] | None, max_tokens: int) -> int | None:
     if thinking is None or thinking.get("type") == "disabled":
         return None
+    refuse_unknown(thinking, ("type", "budget_tokens", "display"), "thinking")
     budget = thinking.get("budget_tokens", max_tokens)
     if thinking.get("type") not in ("enabled", "adaptive") or not isinstance(budget, int) or isinstance(budget, bool) or budget < 1:
         raise invalid_value("'thinking' is not {type: enabled, budget_tokens} or {type: disabled}", "thinking")
@@ -84,9 +87,7 @@ def _thinking_budget(thinking: dict[str, Any] | None, max_tokens: int) -> int | 
 
 def _output_config(config: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
     """Effort and `response_format` of {effort, format: {type: json_schema, schema}}."""
-    unknown = next((key for key, value in config.items() if key not in ("effort", "format") and value is not None), None)
-    if unknown is not None:
-        raise bad_request(f"unknown field 'output_config.{unknown[:64]}'", "output_config", "unknown_field")
+    refuse_unknown(config, ("effort", "format"), "output_config")
     effort, form = config.get("effort"), config.get("format")
     if effort is not None and not isinstance(effort, str):
         raise bad_request("'output_config.effort' has the wrong type: expected str", "output_config", "wrong_type")
@@ -139,6 +140,7 @@ def _text(content: Any, where: str) -> str:
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
     if tool.get("type", "custom") != "custom" or "input_schema" not in tool:
         raise invalid_value(f"'{where}' is not {{name, description, input_schema}}", "tools")
+    refuse_unknown(tool, _TOOL_KEYS, where)
     return {
         "type": "function",
         "function": {"name": tool.get("name"), "description": tool.get("description"), "parameters": tool["input_schema"]},
@@ -149,6 +151,7 @@ def _tool_choice(choice: dict[str, Any] | None) -> tuple[Any, bool | None]:
     """`tool_choice` and `parallel_tool_calls` of a chat."""
     if choice is None:
         return None, None
+    refuse_unknown(choice, ("type", "name", "disable_parallel_tool_use"), "tool_choice")
     parallel = False if choice.get("disable_parallel_tool_use") else None
     kinds = {"auto": "auto", "any": "required", "none": "none"}
     if choice.get("type") == "tool":

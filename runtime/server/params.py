@@ -100,6 +100,8 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     for name, other in (("max_total_tokens", "max_tokens"), ("min_total_tokens", "min_tokens")):
         if getattr(request, name) is not None and getattr(request, other) is not None:
             raise invalid_value(f"give one of '{name}' and '{other}'", name)
+    if request.min_total_tokens is not None and request.min_total_tokens < 0:
+        raise invalid_value(f"'min_total_tokens' is {request.min_total_tokens}, expected 0 or more", "min_total_tokens")
     if request.echo and request.logprobs is not None:
         raise invalid_value("'echo' cannot be combined with 'logprobs': the prompt has none", "echo")
     if request.no_repeat_ngram is not None:

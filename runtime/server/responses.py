@@ -16,7 +16,7 @@ from ..tokenizer.sample_text import TextDelta
 from ..tools.parser import CallDelta
 from ..tools.request import translated_tools
 from .errors import bad_request, invalid_value
-from .fields import ChatRequest, StreamOptions
+from .fields import ChatRequest, StreamOptions, refuse_unknown
 from .generation import Generation
 from .reading import Choice, reading_of
 
@@ -55,6 +55,7 @@ def chat_request(request: ResponsesRequest) -> ChatRequest:
         _add_item(messages, item, f"input[{i}]")
     choice = request.tool_choice
     if isinstance(choice, dict) and "name" in choice:
+        refuse_unknown(choice, ("type", "name"), "tool_choice")
         choice = {"type": "function", "function": {"name": choice["name"]}}
     return ChatRequest(
         messages=messages,
@@ -113,9 +114,9 @@ def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:
 def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
     """`text.format` as a `response_format`. Raises ApiError."""
     given = (text or {}).get("format")
-    unknown = next((key for key, value in (text or {}).items() if key not in ("format", "verbosity") and value is not None), None)
-    if unknown is not None:
-        raise bad_request(f"unknown field 'text.{unknown[:64]}'", "text", "unknown_field")
+    refuse_unknown(text or {}, ("format", "verbosity"), "text")
+    if (text or {}).get("verbosity") not in (None, "medium"):
+        raise invalid_value("'text.verbosity' is not supported by this server; leave it out", "text", "unsupported_field")
     if given is None:
         return None
     if not isinstance(given, dict):
@@ -126,6 +127,7 @@ def _format(text: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _effort(reasoning: dict[str, Any] | None) -> str | None:
+    refuse_unknown(reasoning or {}, ("effort", "summary", "generate_summary"), "reasoning")
     effort = (reasoning or {}).get("effort")
     if effort is not None and not isinstance(effort, str):
         raise bad_request("'reasoning.effort' has the wrong type: expected str", "reasoning", "wrong_type")

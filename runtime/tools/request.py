@@ -76,6 +76,8 @@ def _checked_tool(tool: Any, where: str) -> dict[str, Any]:
     """As templates expect it: every key there, no null."""
     if not isinstance(tool, dict):
         raise InvalidTools(f"'{where}' has the wrong type: expected an object", "tools", is_type=True)
+    if unknown := next((key for key, value in tool.items() if key not in ("type", "function") and value is not None), None):
+        raise InvalidTools(f"unknown field '{where}.{unknown[:64]}'", "tools", is_type=True)
     if tool.get("type", "function") != "function":
         raise InvalidTools(f"'{where}.type' is {str(tool['type'])[:40]!r}, expected 'function'", "tools")
     function = tool.get("function")

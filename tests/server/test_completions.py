@@ -156,3 +156,11 @@ def test_fields_of_other_clients_that_say_nothing_are_ignored(server: TestServer
 def test_an_empty_or_own_model_name_is_this_model(server: TestServer) -> None:
     for name in ("", None, "scripted"):
         assert server.post("/v1/completions", prompt="[[hi]]", model=name).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "fields", [{"min_total_tokens": -1}, {"min_total_tokens": 10**6}, {"max_total_tokens": 1}, {"max_total_tokens": -1}]
+)
+def test_totals_out_of_bounds_are_refused_by_name(server: TestServer, fields: dict[str, int]) -> None:
+    response = server.post("/v1/completions", prompt="abc", **fields)
+    assert response.status_code == 422 and [response.json()["error"]["param"]] == list(fields)

@@ -64,6 +64,8 @@ def test_thinking_is_a_block_of_its_own(claude: anthropic.Anthropic) -> None:
     with claude.messages.stream(model="scripted", **fields) as stream:
         final = stream.get_final_message()
     assert [block.model_dump() for block in final.content] == [block.model_dump() for block in message.content]
+    omitted = claude.messages.create(model="scripted", **{**fields, "thinking": {**fields["thinking"], "display": "omitted"}})
+    assert [block.type for block in omitted.content] == ["text"]
     short = claude.messages.create(model="scripted", **{**fields, "thinking": {"type": "enabled", "budget_tokens": 2}})
     assert len(short.content[0].thinking) < 12  # type: ignore[union-attr]
 
@@ -154,6 +156,9 @@ def test_the_effort_of_a_message_reaches_the_template(thinking: TestServer) -> N
         (422, "tools", {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
         (422, "tool_choice", {"tool_choice": {"type": "all"}}),
         (422, "thinking", {"thinking": {"type": "enabled", "budget_tokens": 0}}),
+        (400, "thinking", {"thinking": {"type": "enabled", "budget_token": 9}}),
+        (400, "tool_choice", {"tool_choice": {"type": "auto", "disable_parallel": True}}),
+        (400, "tools", {"tools": [{"name": "f", "input_schema": {}, "inputs": {}}]}),
         (422, "output_config", {"output_config": {"effort": "enormous"}}),
         (400, "output_config", {"output_config": {"effort": 3}}),
         (400, "output_config", {"output_config": {"format": {"type": "regex", "schema": "a"}}}),
@@ -259,6 +264,9 @@ def test_a_response_has_its_format_and_can_be_cut(client: openai.OpenAI, stream:
         (422, "max_output_tokens", {"max_output_tokens": 10**9}),
         (400, "text", {"text": {"format": {"type": "xml"}}}),
         (400, "text", {"text": {"form": 1}}),
+        (422, "text", {"text": {"verbosity": "high"}}),
+        (400, "reasoning", {"reasoning": {"efort": "low"}}),
+        (400, "tool_choice", {"tool_choice": {"type": "function", "name": "f", "strict": True}}),
         (422, "tools", {"tools": [{"type": "web_search"}]}),
         (422, "previous_response_id", {"previous_response_id": "resp_1"}),
         (422, "background", {"background": True}),

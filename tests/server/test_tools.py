@@ -207,6 +207,7 @@ def test_a_conversation_with_calls_and_results_goes_on(hermes: TestServer) -> No
         (422, "tools", {"tools": [{"type": "function", "function": {"name": "a" * 65}}]}),
         (422, "tools", {"tools": [{"type": "web_search", "function": {"name": "a"}}]}),
         (400, "tools", {"tools": [{"type": "function"}]}),
+        (400, "tools", {"tools": [{**TOOLS[0], "strict": True}]}),
         (400, "tools", {"tools": ["a"]}),
         (400, "tools", {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"not": {}}}}]}),
         (400, "tools", {"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "array"}}}]}),
