@@ -51,6 +51,10 @@ class EngineStopped(EngineError):
     """The engine is shutting down (HTTP 503)."""
 
 
+PromptScores = list[tuple[float, list[tuple[int, float]]]]
+"""(Log-probability, most likely tokens) of the tokens of a prompt from the second on."""
+
+
 @dataclass(slots=True)
 class TokenOutput:
     """One token of one sample, or its end, or both.
@@ -58,7 +62,7 @@ class TokenOutput:
     `token_id` is None when a sample ends without a token (cancelled, error). `finish_reason` is None until the last output of the sample,
     then `stop`, `length`, `cancelled` or `error` (with `error` saying what happened). A stop token, and the tokens of a stop sequence, are
     reported like all others. `logprob` and `top_logprobs` are those of the raw logits, if asked for. `num_cached_tokens`: prompt tokens
-    that this sample did not have to compute.
+    that this sample did not have to compute. `prompt_logprobs`: in the first output of a request that asks for them.
     """
 
     sample_idx: int
@@ -68,6 +72,7 @@ class TokenOutput:
     finish_reason: str | None
     error: str | None
     num_cached_tokens: int
+    prompt_logprobs: PromptScores | None = None
 
 
 Sink = Callable[[list[TokenOutput]], None]

@@ -24,7 +24,7 @@ from .errors import ConfigError, FmoError
 from .loaded_model import EngineOptions, TextOptions, open_model
 from .sampling import InvalidSamplingParams, SamplingParams
 from .tokenizer.chat_template import ChatTemplate
-from .tokenizer.sample_text import SampleText, TextDelta, TokenLogprob
+from .tokenizer.sample_text import SampleText, TextDelta, TokenLogprob, prompt_logprobs
 from .tokenizer.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # what chats and formats need is imported by the first of them
@@ -57,12 +57,16 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """One prompt with its `params.n` samples. `prompt` is None when token ids were given."""
+    """One prompt with its `params.n` samples. `prompt` is None when token ids were given.
+
+    `prompt_logprobs`: of the tokens of the prompt from the second on, if asked for.
+    """
 
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprob] | None = None
 
     @property
     def text(self) -> str:
@@ -93,6 +97,7 @@ class _Request:
     adapter: str | None = None
     reader: ChatReader | None = None
     request_id: int | None = None
+    prompt_logprobs: list[TokenLogprob] | None = None
 
     @property
     def is_finished(self) -> bool:
@@ -362,6 +367,8 @@ class LLM:
             raise GenerationError(delta.error or "the engine was shut down", where=f"a prompt of {len(request.token_ids)} tokens")
         if delta.stopped_by_text and request.request_id is not None:
             self._loaded.engine.cancel_sample(request.request_id, output.sample_idx)
+        if output.prompt_logprobs is not None:
+            request.prompt_logprobs = prompt_logprobs(self._loaded.tokenizer, request.token_ids, output.prompt_logprobs)
         sample.deltas.append(delta)
         return delta
 
@@ -387,4 +394,5 @@ def _output(request: _Request) -> RequestOutput:
             outputs[-1].message, outputs[-1].text = choice.message(), "".join(choice.content)
             outputs[-1].finish_reason = choice.finish_reason or reason
     prompt = request.prompt if isinstance(request.prompt, str) else None
-    return RequestOutput(prompt, request.token_ids, outputs, request.samples[0].deltas[0].num_cached_tokens)
+    num_cached_tokens = request.samples[0].deltas[0].num_cached_tokens
+    return RequestOutput(prompt, request.token_ids, outputs, num_cached_tokens, request.prompt_logprobs)

@@ -71,6 +71,7 @@ class SamplingParams:
     `temperature` 0: greedy. `top_k` 0, `top_p` 1, `min_p` 0, `xtc_probability` 0, `no_repeat_ngram` 0 or 1: off.
     `seed`: one number, or one per sample; None draws a random one at submit (`sample_seeds` fixes them beforehand).
     `logprobs`: None off; N gives the chosen token's log-probability and the N most likely tokens, of the raw logits.
+    `prompt_logprobs`: the same for the tokens of the prompt, from the second on; all of the prompt is computed then, cached or not.
     `eos_token_ids`, `stop_token_ids`: end the sample; the ending token is reported. `ignore_eos` disables `eos_token_ids` only.
     `stop_token_sequences`: end the sample as soon as its output ends with one of them.
     `forced_output_tokens`: the first output tokens, whatever the model says; stop rules look again from the last of them on.
@@ -96,6 +97,7 @@ class SamplingParams:
     seed: int | tuple[int, ...] | None = None
     n: int = 1
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     stop_token_sequences: tuple[tuple[int, ...], ...] = ()
@@ -164,6 +166,8 @@ class SamplingParams:
             _check_int("n", self.n, 1, MAX_NUM_SAMPLES)
         if self.logprobs is not None:
             _check_int("logprobs", self.logprobs, 0, vocab_size)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, vocab_size)
         if "cache_salt" in given and not (isinstance(self.cache_salt, str) and len(self.cache_salt) <= MAX_CACHE_SALT_LEN):
             raise InvalidSamplingParams("cache_salt", self.cache_salt, f"a string of at most {MAX_CACHE_SALT_LEN} characters")
         self._check_token_lists(given, vocab_size)

@@ -62,6 +62,7 @@ SamplingParams params_from_python(const nb::handle& object) {
   params.stop_sequences = attribute<std::vector<TokenIds>>(object, "stop_token_sequences");
   params.ignore_eos = attribute<bool>(object, "ignore_eos");
   params.num_logprobs = attribute<std::optional<int64_t>>(object, "logprobs");
+  params.num_prompt_logprobs = attribute<std::optional<int64_t>>(object, "prompt_logprobs");
   params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
   if (const nb::object replaced = object.attr("replaced_embeddings"); !replaced.is_none()) {
     params.embedding_positions = attribute<TokenIds>(replaced, "positions");
@@ -180,18 +181,26 @@ Model model_of(nb::handle model, EngineOptions& options) {
           executor->embedding_width()};
 }
 
+nb::list pair_list(const std::vector<std::pair<int32_t, float>>& logprobs) {
+  nb::list pairs;
+  for (const auto& [token_id, logprob] : logprobs) pairs.append(nb::make_tuple(token_id, logprob));
+  return pairs;
+}
+
+nb::object score_list(const std::vector<TokenScore>& scores) {
+  if (scores.empty()) return nb::none();
+  nb::list result;
+  for (const TokenScore& score : scores) result.append(nb::make_tuple(score.logprob, pair_list(score.top_logprobs)));
+  return result;
+}
+
 nb::tuple event_row(const TokenEvent& event) {
   const char* reason = finish_reason_name(event.finish_reason);
-  nb::object top_logprobs = nb::none();
-  if (event.logprob) {
-    nb::list pairs;
-    for (const auto& [token_id, logprob] : event.top_logprobs) pairs.append(nb::make_tuple(token_id, logprob));
-    top_logprobs = pairs;
-  }
+  const nb::object top_logprobs = event.logprob ? nb::object(pair_list(event.top_logprobs)) : nb::none();
   const nb::object reason_object = reason == nullptr ? nb::none() : nb::object(nb::str(reason));
   const nb::object error = event.error.empty() ? nb::none() : nb::object(nb::str(event.error.c_str()));
   return nb::make_tuple(event.sample_idx, event.token_id, event.logprob, top_logprobs, reason_object, error,
-                        event.num_cached_tokens);
+                        event.num_cached_tokens, score_list(event.prompt_scores));
 }
 
 // Owns the loop and the model; both are taken down without holding the GIL that the step thread may be waiting for.
@@ -402,10 +411,11 @@ void bind_engine(nb::module_& m) {
           "step", [](PyEngine& self) { return self.loop().step(); },
           "One step on the calling thread, for a loop that was not started. False: there was nothing to do.",
           nb::call_guard<nb::gil_scoped_release>())
-      .def("take_events", &PyEngine::take_events, nb::arg("timeout_ms"),
-           "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, "
-           "finish_reason, error, "
-           "num_cached_tokens), ...]), ...]; waits for the first.")
+      .def(
+          "take_events", &PyEngine::take_events, nb::arg("timeout_ms"),
+          "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, "
+          "finish_reason, error, "
+          "num_cached_tokens, [(logprob, top_logprobs), ...] of the prompt or None), ...]), ...]; waits for the first.")
       .def(
           "check_invariants", [](PyEngine& self) { self.loop().engine().scheduler().check_invariants(); },
           "Raises if a block is not owned as often as it is counted. Only for a loop that was not started.")

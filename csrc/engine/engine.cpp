@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <limits>
 
 #include "base/error.h"
 #include "engine/stop_rules.h"
@@ -40,7 +41,7 @@ Engine::Engine(const EngineOptions& options, Model model)
       model_(std::move(model)),
       scheduler_(options.scheduler),
       sample_on_thread_([this](int thread) { sample_jobs(thread); }),
-      jobs_(static_cast<size_t>(options.scheduler.max_num_seqs)) {
+      jobs_(static_cast<size_t>(std::max(options.scheduler.max_num_seqs, options.scheduler.max_num_logits))) {
   const int num_samplers = std::clamp(model_.run ? model_.num_threads : 1, 1, kMaxSamplingThreads);
   samplers_.reserve(static_cast<size_t>(num_samplers));
   for (int idx = 0; idx < num_samplers; ++idx) samplers_.emplace_back(options.vocab_size);
@@ -196,26 +197,32 @@ void Engine::copy_blocks() {
 }
 
 void Engine::finish_step() {
-  sample_first_rows();
+  sample_rows();
   int64_t logit_row = 0;
-  size_t job_idx = 0;
+  std::span<SampleJob> jobs(jobs_);
   for (const Chunk& chunk : chunks_) {
     Sequence& sequence = *chunk.sequence;
     // Rows of samples cancelled during the forward still have their logits in the view.
     const bool is_cancelled = sequence.state != SequenceState::running;
-    const float* logits = chunk.has_logits ? logits_.data + logits_.stride * logit_row : nullptr;
+    const int64_t first_sampled_row = logit_row + chunk.num_scored;
     logit_row += chunk.num_logit_rows();
     if (is_cancelled) continue;
     if (!forward_error_.empty()) {
       end_without_token(sequence, FinishReason::error, forward_error_);
       continue;
     }
-    if (chunk.has_logits && is_mask_missing(sequence)) {
+    const bool has_sample = is_sampled(chunk);
+    const auto scores = jobs.first(static_cast<size_t>(chunk.num_scored));
+    jobs = jobs.subspan(scores.size());
+    const SampleResult* first_sample = has_sample ? &jobs[0].result : nullptr;
+    jobs = jobs.subspan(has_sample ? 1 : 0);
+    if (!take_scores(sequence, scores)) continue;
+    if (chunk.has_logits && !has_sample) {
       wait_for_mask(chunk);
       continue;
     }
     scheduler_.mark_computed(sequence, chunk.num_tokens);
-    if (chunk.has_logits) take_samples(chunk, logits, jobs_[job_idx++].result);
+    if (has_sample) take_samples(chunk, logits_.data + logits_.stride * first_sampled_row, *first_sample);
   }
   chunks_ = {};
   ++counters_.num_steps;
@@ -230,21 +237,30 @@ bool Engine::is_sampled(const Chunk& chunk) const {
 
 // Rows depend on their own sequence only, so they are shared out to the threads of the model; what follows from their
 // tokens is done in order.
-void Engine::sample_first_rows() {
+void Engine::sample_rows() {
   num_jobs_ = 0;
   int64_t logit_row = 0;
   for (const Chunk& chunk : chunks_) {
-    if (is_sampled(chunk)) {
-      SampleJob& job = jobs_[static_cast<size_t>(num_jobs_++)];
-      job.input = sample_input(*chunk.sequence, logits_.data + logits_.stride * logit_row);
-      // Here, because nothing may be allocated, and so fail, on the threads.
-      job.result.top_logprobs.reserve(static_cast<size_t>(job.input.params->num_logprobs.value_or(0)));
+    const Sequence& sequence = *chunk.sequence;
+    const int64_t num_scored =
+        sequence.state == SequenceState::running && forward_error_.empty() ? chunk.num_scored : 0;
+    for (int64_t idx = 0; idx < num_scored; ++idx) {
+      add_job(sequence, logit_row + idx, sequence.tokens[static_cast<size_t>(sequence.request->num_scored + idx + 1)]);
     }
+    if (is_sampled(chunk)) add_job(sequence, logit_row + chunk.num_scored, std::nullopt);
     logit_row += chunk.num_logit_rows();
   }
   next_job_ = 0;
   if (samplers_.size() > 1 && num_jobs_ >= kMinSharedJobs) return model_.run(sample_on_thread_);
   sample_jobs(0);
+}
+
+void Engine::add_job(const Sequence& sequence, int64_t logit_row, std::optional<int32_t> next_prompt_token) {
+  SampleJob& job = jobs_[static_cast<size_t>(num_jobs_++)];
+  job.input = sample_input(sequence, logits_.data + logits_.stride * logit_row);
+  job.input.next_prompt_token = next_prompt_token;
+  // Here, because nothing may be allocated, and so fail, on the threads.
+  job.result.top_logprobs.reserve(static_cast<size_t>(job.input.num_logprobs().value_or(0)));
 }
 
 void Engine::sample_jobs(int thread) {
@@ -326,9 +342,33 @@ void Engine::append_rows(const Chunk& chunk) {
   }
   const auto num_rows = static_cast<int32_t>(input_ids_.size());
   cu_seqlens_.push_back(num_rows);
-  for (auto idx = static_cast<int32_t>(chunk.num_logit_rows()); idx > 0; --idx) logit_rows_.push_back(num_rows - idx);
+  const auto first_scored =
+      num_rows - chunk.num_rows() + std::max<int64_t>(0, sequence.request->num_scored - sequence.num_computed);
+  for (int64_t idx = 0; idx < chunk.num_scored; ++idx) {
+    logit_rows_.push_back(static_cast<int32_t>(first_scored + idx));
+  }
+  for (auto idx = static_cast<int32_t>(chunk.num_sampled_rows()); idx > 0; --idx) logit_rows_.push_back(num_rows - idx);
   const bool is_decode = chunk.num_tokens == 1 && num_output_tokens(sequence) > 0 && chunk.has_logits;
   counters_.num_prompt_tokens += is_decode ? 0 : chunk.num_tokens;
+}
+
+// False: one of the rows was bad, which has ended the sample.
+bool Engine::take_scores(Sequence& sequence, std::span<SampleJob> jobs) {
+  Request& request = *sequence.request;
+  for (SampleJob& job : jobs) {
+    SampleResult& result = job.result;
+    counters_.num_bad_rows += result.is_bad_row;
+    sequence.has_bad_rows |= result.is_bad_row;
+    if (!result.error.empty() && !options_.ignores_bad_scores) {
+      end_without_token(sequence, FinishReason::error,
+                        std::string(result.error) + " (prompt token " + std::to_string(request.num_scored + 1) + ")");
+      return false;
+    }
+    if (!result.error.empty()) result.logprob = -std::numeric_limits<float>::infinity();
+    request.prompt_scores.push_back({result.logprob, result.top_logprobs});
+    ++request.num_scored;
+  }
+  return true;
 }
 
 // The first row gives a token in any case; each further one only if its guess was the token before.
@@ -382,20 +422,23 @@ void Engine::take_sample(Sequence& sequence, const SampleResult& sample) {
   }
   const FinishReason reason = stop_reason(sequence);
   if (reason != FinishReason::none) return finish_sample(sequence, reason, std::move(event));
+  send(sequence, std::move(event));
+}
+
+void Engine::send(Sequence& sequence, TokenEvent event) {
+  Request& request = *sequence.request;
   event.request_id = request.id;
   event.sample_idx = sequence.sample_idx;
   event.num_cached_tokens = sequence.num_cached;
+  if (num_unscored(request) == 0) event.prompt_scores = std::move(request.prompt_scores);
   events_.push_back(std::move(event));
 }
 
 void Engine::finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event) {
   Request& request = *sequence.request;
   scheduler_.finish(sequence, reason != FinishReason::error && !sequence.has_bad_rows);
-  event.request_id = request.id;
-  event.sample_idx = sequence.sample_idx;
-  event.num_cached_tokens = sequence.num_cached;
   event.finish_reason = reason;
-  events_.push_back(std::move(event));
+  send(sequence, std::move(event));
   ++counters_.num_finished_samples;
   if (reason == FinishReason::error) ++counters_.num_errors;
   if (request.num_open_samples == 0) finished_ids_.push_back(request.id);

@@ -75,6 +75,7 @@ struct TokenEvent {
   FinishReason finish_reason = FinishReason::none;
   std::string error;  // set with FinishReason::error
   int64_t num_cached_tokens = 0;
+  std::vector<TokenScore> prompt_scores;  // of tokens 1 … of the prompt, in the first event of the request
 };
 
 struct EngineCounters {
@@ -126,6 +127,11 @@ class Engine {
   const EngineCounters& counters() const { return counters_; }
 
  private:
+  struct SampleJob {
+    SampleInput input;
+    SampleResult result;
+  };
+
   int64_t total_len_limit(int64_t num_prompt_tokens, const SamplingParams& params) const;
   void copy_blocks();
   void build_batch();
@@ -136,10 +142,13 @@ class Engine {
   void wait_for_mask(const Chunk& chunk);
   bool is_sampled(const Chunk& chunk) const;
   SampleInput sample_input(const Sequence& sequence, const float* logits) const;
-  void sample_first_rows();
+  void add_job(const Sequence& sequence, int64_t logit_row, std::optional<int32_t> next_prompt_token);
+  void sample_rows();
   void sample_jobs(int thread);
+  bool take_scores(Sequence& sequence, std::span<SampleJob> jobs);
   void take_samples(const Chunk& chunk, const float* logits, const SampleResult& first);
   void take_sample(Sequence& sequence, const SampleResult& sample);
+  void send(Sequence& sequence, TokenEvent event);
   void finish_sample(Sequence& sequence, FinishReason reason, TokenEvent event);
   void end_without_token(Sequence& sequence, FinishReason reason, const std::string& error);
   void end_all(FinishReason reason, const std::string& error);
@@ -163,11 +172,8 @@ class Engine {
   int64_t max_blocks_per_seq_ = 0;
   LogitsView logits_;
   std::string forward_error_;
-  struct SampleJob {
-    SampleInput input;
-    SampleResult result;
-  };
-  std::vector<SampleJob> jobs_;  // the first row of each chunk that is sampled, in order; only the first num_jobs_
+  // Of each chunk the rows that are scored, then the first row that is sampled, in order; only the first num_jobs_.
+  std::vector<SampleJob> jobs_;
   int64_t num_jobs_ = 0;
   std::atomic<int64_t> next_job_{0};
   SampleResult further_sample_;

@@ -62,7 +62,9 @@ void Sampler::sample_sound_row(const SampleInput& input, float raw_max, SampleRe
   const std::span<const float> raw(input.logits, static_cast<size_t>(vocab_size_));
   const SamplingParams& params = *input.params;
   const auto output_idx = static_cast<size_t>(num_outputs(input));
-  if (output_idx < params.forced_tokens.size()) {
+  if (input.next_prompt_token) {
+    result.token_id = *input.next_prompt_token;
+  } else if (output_idx < params.forced_tokens.size()) {
     result.token_id = params.forced_tokens[output_idx];
   } else {
     const bool is_processed = has_processors(input);
@@ -78,7 +80,7 @@ void Sampler::sample_sound_row(const SampleInput& input, float raw_max, SampleRe
     result.token_id = params.temperature > 0.0 ? draw(input, logits.data(), max_logit)
                                                : static_cast<int32_t>(first_index_of(logits, max_logit));
   }
-  if (params.num_logprobs) add_logprobs(input, raw_max, result);
+  if (input.num_logprobs()) add_logprobs(input, raw_max, result);
 }
 
 bool Sampler::has_processors(const SampleInput& input) const {
@@ -318,7 +320,7 @@ void Sampler::add_logprobs(const SampleInput& input, float max_logit, SampleResu
   };
   result.logprob = logprob(result.token_id);
 
-  const int64_t num_wanted = *input.params->num_logprobs;
+  const int64_t num_wanted = *input.num_logprobs();
   if (num_wanted == 0) return;
   const float least = kth_largest_bound(row, num_wanted, piece_max_);
   candidates_.clear();

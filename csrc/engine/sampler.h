@@ -1,7 +1,8 @@
 // From one row of logits to one token. Float32, one fixed order of operations, no state between calls: the same row,
 // history and seed give the same token whatever else is in the batch.
 //
-//   forced token?            it is the token
+//   forced token, or one      it is the token
+//   of the prompt?
 //   penalties and masks      repetition (HF: prompt and output; >0 divides, <=0 multiplies), frequency and presence
 //   (output), logit_bias,
 //                            no_repeat_ngram, bad words, min_tokens (no ending token yet), allowed-token bitmask
@@ -20,6 +21,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -37,11 +39,17 @@ struct SampleInput {
   uint64_t seed = 0;
   std::span<const uint32_t> allowed_bits;  // bit t%32 of word t/32: token t is allowed; empty: all are
   bool ignores_bad_scores = false;
+  // `logits` are of a row of the prompt: no token is chosen, this one is scored.
+  std::optional<int32_t> next_prompt_token{};
+
+  const std::optional<int64_t>& num_logprobs() const {
+    return next_prompt_token ? params->num_prompt_logprobs : params->num_logprobs;
+  }
 };
 
 struct SampleResult {
   int32_t token_id = 0;
-  float logprob = 0.0f;                                 // set when params.num_logprobs is
+  float logprob = 0.0f;                                 // set when num_logprobs() is
   std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first, ties: lowest id
   bool is_bad_row = false;                              // the logits hold a NaN, a +infinity or no finite value
   std::string_view error;                               // empty, or why there is no token (static text)

@@ -51,6 +51,8 @@ void check_params(const SamplingParams& params, int64_t vocab_size) {
   require_range("no_repeat_ngram", static_cast<double>(params.no_repeat_ngram), 0, kMaxTokens);
   require_range("n", static_cast<double>(params.num_samples()), 1, kMaxFactor);
   require_range("logprobs", static_cast<double>(params.num_logprobs.value_or(0)), 0, static_cast<double>(vocab_size));
+  require_range("prompt_logprobs", static_cast<double>(params.num_prompt_logprobs.value_or(0)), 0,
+                static_cast<double>(vocab_size));
   for (const auto& [token_id, bias] : params.logit_bias) {
     require_token_id("logit_bias", token_id, vocab_size);
     require_range("logit_bias", bias, -kMaxFactor, kMaxFactor);

@@ -46,8 +46,9 @@ struct SamplingParams {
   std::vector<int32_t> embedding_positions;
   std::vector<float> embeddings;  // [positions, embedding_width]
 
-  std::vector<uint64_t> seeds;          // one per sample
-  std::optional<int64_t> num_logprobs;  // none: no logprobs; N: the chosen token's and the N most likely tokens'
+  std::vector<uint64_t> seeds;                 // one per sample
+  std::optional<int64_t> num_logprobs;         // none: no logprobs; N: the chosen token's and the N most likely tokens'
+  std::optional<int64_t> num_prompt_logprobs;  // the same for the tokens of the prompt, from the second on
 
   int64_t num_samples() const { return static_cast<int64_t>(seeds.size()); }
 };

@@ -44,6 +44,7 @@ std::span<const Chunk> Scheduler::schedule() {
   chunks_.clear();
   block_copies_.clear();
   budget_ = options_.max_num_tokens;
+  score_budget_ = num_spare_logits();
   make_room_for_oldest();
   schedule_decodes();
   schedule_prefills();
@@ -55,6 +56,11 @@ std::span<const Chunk> Scheduler::schedule() {
 void Scheduler::mark_computed(Sequence& sequence, int64_t num_tokens) {
   sequence.num_computed += num_tokens;
   publish_full_blocks(sequence);
+}
+
+// Beside one for each sequence that runs or could be admitted in this step.
+int64_t Scheduler::num_spare_logits() const {
+  return options_.max_num_logits - std::min(num_running() + num_waiting(), options_.max_num_seqs);
 }
 
 // What was admitted while the oldest waited for its sibling gives way.
@@ -73,8 +79,17 @@ void Scheduler::make_room_for_oldest() {
 }
 
 void Scheduler::schedule_chunk(Sequence& sequence) {
-  const int64_t num_tokens = std::min(sequence.num_pending(), budget_);
-  chunks_.push_back({&sequence, num_tokens, num_tokens == sequence.num_pending()});
+  int64_t num_tokens = std::min(sequence.num_pending(), budget_);
+  int64_t num_scored = 0;
+  if (const int64_t num_wanted = num_unscored(*sequence.request); num_wanted > 0) {
+    // Rows that were scored before a preemption come first. The last row of the prompt gives a token, not a score.
+    const int64_t num_before = std::max<int64_t>(0, sequence.request->num_scored - sequence.num_computed);
+    const int64_t num_logits = 1 + score_budget_;
+    if (num_logits <= num_wanted) num_tokens = std::min(num_tokens, num_before + num_logits);
+    num_scored = std::clamp<int64_t>(num_tokens - num_before, 0, num_wanted);
+    score_budget_ -= std::min(num_scored, score_budget_);
+  }
+  chunks_.push_back({&sequence, num_tokens, num_tokens == sequence.num_pending(), num_scored});
   budget_ -= num_tokens;
 }
 
@@ -113,7 +128,8 @@ void Scheduler::admit_waiting() {
 }
 
 void Scheduler::schedule_proposals() {
-  int64_t num_logits = std::ranges::count_if(chunks_, [](const Chunk& chunk) { return chunk.has_logits; });
+  int64_t num_logits = 0;
+  for (const Chunk& chunk : chunks_) num_logits += chunk.num_logit_rows();
   for (Chunk& chunk : chunks_) {
     if (!chunk.has_logits || chunk.num_tokens > 1) continue;
     propose(chunk, std::min(budget_, options_.max_num_logits - num_logits));
@@ -156,9 +172,14 @@ bool Scheduler::fits(const Sequence& sequence, std::span<const int32_t> prefix) 
   return num_new + num_woken + num_running() <= cache_.num_available();
 }
 
-// A running sibling is computing blocks that this one could share.
+// A running sibling is computing blocks that this one could share, or an older one the scores that come before all
+// tokens.
 bool Scheduler::waits_for_sibling(const Sequence& sequence) const {
   const Request& request = *sequence.request;
+  if (num_unscored(request) > 0) {
+    const auto older = std::span(request.samples).first(static_cast<size_t>(sequence.sample_idx));
+    return std::ranges::any_of(older, [](const Sequence& s) { return s.state != SequenceState::finished; });
+  }
   const int64_t num_full_tokens = request.num_prompt_tokens / options_.block_size * options_.block_size;
   if (num_prefix_tokens() >= std::min(num_full_tokens, request.num_prompt_tokens - 1)) return false;
   return std::ranges::any_of(request.samples, [&](const Sequence& sibling) {
@@ -170,11 +191,13 @@ int64_t Scheduler::num_prefix_tokens() const {
   return static_cast<int64_t>(prefix_.size()) * options_.block_size + partial_.num_tokens;
 }
 
-// The last token is left out: it is computed in any case.
+// Without the last token, and those whose logits are needed for scores: they are computed in any case.
 void Scheduler::find_prefix(const Sequence& sequence) {
   prefix_.clear();
-  const std::span<const int32_t> tokens(sequence.tokens);
-  partial_ = cache_.find(sequence.request->cache_scope, tokens.first(tokens.size() - 1), prefix_);
+  const Request& request = *sequence.request;
+  const int64_t num_usable = num_unscored(request) > 0 ? request.num_scored : sequence.num_tokens() - 1;
+  const auto tokens = std::span<const int32_t>(sequence.tokens).first(static_cast<size_t>(num_usable));
+  partial_ = cache_.find(request.cache_scope, tokens, prefix_);
 }
 
 void Scheduler::admit(Sequence& sequence) {

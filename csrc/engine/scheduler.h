@@ -16,7 +16,9 @@
 // Full blocks are published to the prefix cache as soon as they are computed, prompt or answer, and the last, partly
 // filled one when the sequence gives it back. A sequence that is admitted, for the first time or after a preemption,
 // starts with what the cache knows of its tokens: the full blocks, and a copy of the one that goes on like it. The last
-// token is always computed, because its logits are needed.
+// token is always computed, because its logits are needed. So are all tokens of a prompt that is scored
+// (SamplingParams:: num_prompt_logprobs), in chunks for which there are logits beside one for each sequence that runs
+// or may be admitted.
 #pragma once
 
 #include <cstdint>
@@ -41,14 +43,18 @@ struct SchedulerOptions {
 
 // The next `num_tokens` uncomputed tokens of a running sequence. The chunk that reaches the last token gives the logits
 // of the next one. Guessed tokens (`sequence->proposer.proposed()`) follow the last one, each with logits of its own.
+// Before them come the logits of rows that score tokens of the prompt: `num_scored` rows from that of
+// tokens[request->num_scored] on.
 struct Chunk {
   Sequence* sequence;
   int64_t num_tokens;
   bool has_logits;
+  int64_t num_scored = 0;
   int64_t num_proposed = 0;
 
   int64_t num_rows() const { return num_tokens + num_proposed; }
-  int64_t num_logit_rows() const { return has_logits ? 1 + num_proposed : 0; }
+  int64_t num_sampled_rows() const { return has_logits ? 1 + num_proposed : 0; }
+  int64_t num_logit_rows() const { return num_scored + num_sampled_rows(); }
 };
 
 // What must be done before the step writes, in this order.
@@ -88,6 +94,7 @@ class Scheduler {
   void check_invariants() const;
 
  private:
+  int64_t num_spare_logits() const;
   void make_room_for_oldest();
   void schedule_chunk(Sequence& sequence);
   void schedule_decodes();
@@ -117,6 +124,7 @@ class Scheduler {
   std::vector<int32_t> prefix_;  // blocks found for the sequence that is being admitted
   PartialBlock partial_;         // of which what follows them can be copied
   int64_t budget_ = 0;           // rows left in the step being scheduled
+  int64_t score_budget_ = 0;     // rows of logits left for scores of prompts, beside one for each sequence
   int64_t num_unstarted_requests_ = 0;
   int64_t num_unstarted_samples_ = 0;
   int64_t num_preemptions_ = 0;

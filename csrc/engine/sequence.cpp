@@ -17,6 +17,7 @@ RequestTable::node_type make_request(std::span<const int32_t> prompt, SamplingPa
   request->num_open_samples = request->params.num_samples();
   const int64_t num_reserved = std::min(max_total_len, request->num_prompt_tokens + kReservedOutputTokens);
   request->samples.resize(static_cast<size_t>(request->num_open_samples));
+  if (request->params.num_prompt_logprobs) request->prompt_scores.reserve(prompt.size() - 1);
   WaitingSet places;
   for (size_t sample_idx = 0; sample_idx < request->samples.size(); ++sample_idx) {
     Sequence& sequence = request->samples[sample_idx];

@@ -15,6 +15,7 @@
 #include <memory>
 #include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "engine/ngram_proposer.h"
@@ -33,6 +34,12 @@ struct Older {
   bool operator()(const Sequence* a, const Sequence* b) const;
 };
 using WaitingSet = std::set<Sequence*, Older>;
+
+struct TokenScore {
+  float logprob;
+  std::vector<std::pair<int32_t, float>> top_logprobs;  // most likely first
+  bool operator==(const TokenScore&) const = default;
+};
 
 struct Sequence {
   Request* request = nullptr;
@@ -63,7 +70,9 @@ struct Request {
   int64_t id = 0;
   SamplingParams params;
   int64_t num_prompt_tokens = 0;
-  int64_t max_total_len = 0;  // prompt + output at which a sample ends
+  int64_t num_scored = 0;                 // tokens of the prompt, from the second on, whose log-probability is known
+  std::vector<TokenScore> prompt_scores;  // of tokens 1 … of the prompt, until they are given out
+  int64_t max_total_len = 0;              // prompt + output at which a sample ends
   CacheScope cache_scope;     // with whom its blocks may be shared; requests of different adapters never have the same
   int32_t adapter_slot = -1;  // of the model; -1: the base model
   std::vector<Sequence> samples;
@@ -73,6 +82,12 @@ struct Request {
 
 inline int64_t num_output_tokens(const Sequence& sequence) {
   return sequence.num_tokens() - sequence.request->num_prompt_tokens;
+}
+
+// Tokens of the prompt whose log-probabilities are asked for and not known yet: those after tokens[num_scored]. The
+// first open sample finds them, and the others start after that.
+inline int64_t num_unscored(const Request& request) {
+  return request.params.num_prompt_logprobs ? request.num_prompt_tokens - 1 - request.num_scored : 0;
 }
 
 inline bool Older::operator()(const Sequence* a, const Sequence* b) const {

@@ -298,8 +298,7 @@ class App:
             urandom(16).hex(),
             self._targets.find(request.model).name,
             self.model.tokenizer,
-            with_logprobs=request.logprobs is not None,
-            with_prompt=bool(request.echo),
+            request,
         )
         await self._answer(request, generation, answer, exchange)
 

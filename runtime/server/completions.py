@@ -6,6 +6,7 @@ prompt: "…" | ["…", …] | [1, 2] | [[1, 2], …]   or   tokens: [1, 2] | [[
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
@@ -15,6 +16,7 @@ from .errors import ApiError, bad_request, invalid_value
 from .fields import CompletionRequest
 from .generation import Generation
 from .limits import Limits
+from .params import is_prompt_only
 
 
 def completion_prompts(request: CompletionRequest, limits: Limits) -> tuple[list[str] | list[list[int]], str]:
@@ -66,16 +68,19 @@ def no_tokenizer(name: str) -> ApiError:
     return bad_request("this model has no tokenizer; send token ids in 'tokens' to /v1/completions", name, "tokenizer_missing")
 
 
+def _without_token(delta: TextDelta) -> TextDelta:
+    return replace(delta, text="", token_ids=[], logprobs=[], finish_reason="length")
+
+
 class CompletionAnswer:
     """Deltas to text chunks, or to one text completion."""
 
-    def __init__(
-        self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer | None, *, with_logprobs: bool, with_prompt: bool
-    ) -> None:
+    def __init__(self, generation: Generation, answer_id: str, model: str, tokenizer: Tokenizer | None, request: CompletionRequest) -> None:
         self._generation = generation
         self._id, self._model, self._tokenizer = f"cmpl-{answer_id}", model, tokenizer
-        self._with_logprobs = with_logprobs
-        self._with_prompt = with_prompt
+        self._with_logprobs = request.logprobs is not None
+        self._with_prompt = bool(request.echo)
+        self._is_prompt_only = is_prompt_only(request)
         self._echoed: set[int] = set()
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[int]] = {}
@@ -88,8 +93,11 @@ class CompletionAnswer:
         if self._with_prompt and choice_idx not in self._echoed:
             self._echoed.add(choice_idx)
             prompt = self._generation.prompt_text(choice_idx)
-            frames.append(self._chunk({"index": choice_idx, "text": prompt, "finish_reason": None, "logprobs": None}))
-        listed = self._listed(delta.logprobs) if self._with_logprobs and delta.logprobs else None
+            scores = self._prompt_lists(choice_idx) if self._with_logprobs else None
+            frames.append(self._chunk({"index": choice_idx, "text": prompt, "finish_reason": None, "logprobs": scores}))
+        if self._is_prompt_only:
+            delta = _without_token(delta)
+        listed = self._listed(choice_idx, delta.logprobs) if self._with_logprobs and delta.logprobs else None
         for token_id in delta.token_ids[:-1]:
             frames.append(self._chunk({"index": choice_idx, "text": "", "token": token_id, "finish_reason": None, "logprobs": None}))
         if delta.token_ids or delta.text or listed:
@@ -100,10 +108,12 @@ class CompletionAnswer:
         return frames
 
     def usage_chunk(self) -> dict[str, Any]:
-        return {**self._chunk({}), "choices": [], "usage": self._generation.usage.as_json()}
+        return {**self._chunk({}), "choices": [], "usage": self._usage()}
 
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         """Collects a delta for `whole`."""
+        if self._is_prompt_only:
+            delta = _without_token(delta)
         self._texts.setdefault(choice_idx, []).append(delta.text)
         self._tokens.setdefault(choice_idx, []).extend(delta.token_ids)
         self._logprobs.setdefault(choice_idx, []).extend(delta.logprobs)
@@ -114,11 +124,11 @@ class CompletionAnswer:
         choices = [
             {
                 "index": i,
-                "text": (self._generation.prompt_text(i) if self._with_prompt else "") + "".join(self._texts[i]),
+                "text": self._prompt_text(i) + "".join(self._texts[i]),
                 "tokens": self._tokens[i],
                 "seed": self._generation.seed(i),
                 "finish_reason": reason,
-                "logprobs": self._listed(self._logprobs[i]) if self._with_logprobs else None,
+                "logprobs": self._whole_lists(i) if self._with_logprobs else None,
             }
             for i, reason in sorted(self._finish_reasons.items())
         ]
@@ -128,19 +138,42 @@ class CompletionAnswer:
             "created": int(time.time()),
             "model": self._model,
             "choices": choices,
-            "usage": self._generation.usage.as_json(),
+            "usage": self._usage(),
         }
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {"id": self._id, "object": "text_completion", "created": int(time.time()), "model": self._model, "choices": [choice]}
 
-    def _listed(self, entries: list[TokenLogprob]) -> dict[str, Any]:
+    def _usage(self) -> dict[str, object]:
+        usage = self._generation.usage
+        return (replace(usage, num_completion_tokens=0) if self._is_prompt_only else usage).as_json()
+
+    def _prompt_text(self, choice_idx: int) -> str:
+        return self._generation.prompt_text(choice_idx) if self._with_prompt else ""
+
+    def _whole_lists(self, choice_idx: int) -> dict[str, Any]:
+        answer = self._listed(choice_idx, self._logprobs[choice_idx])
+        if not self._with_prompt:
+            return answer
+        return {name: values + answer[name] for name, values in self._prompt_lists(choice_idx).items()}
+
+    def _prompt_lists(self, choice_idx: int) -> dict[str, Any]:
+        """Nothing comes before the first token of the prompt that could make it likely."""
+        first_id = self._generation.prompts[choice_idx // self._generation.num_samples].token_ids[0]
+        first = {"tokens": [self._text(first_id)], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+        others = self._lists(self._generation.prompt_logprobs(choice_idx), 0)
+        return {name: values + others[name] for name, values in first.items()}
+
+    def _listed(self, choice_idx: int, entries: list[TokenLogprob]) -> dict[str, Any]:
+        return self._lists(entries, len(self._prompt_text(choice_idx)))
+
+    def _lists(self, entries: list[TokenLogprob], num_chars_before: int) -> dict[str, Any]:
         """OpenAI's four parallel lists."""
         return {
             "tokens": [self._text(entry.token_id) for entry in entries],
             "token_logprobs": [finite(entry.logprob) for entry in entries],
             "top_logprobs": [self._top(entry) for entry in entries],
-            "text_offset": [entry.text_offset for entry in entries],
+            "text_offset": [num_chars_before + entry.text_offset for entry in entries],
         }
 
     def _top(self, entry: TokenLogprob) -> dict[str, float]:

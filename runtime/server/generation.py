@@ -16,14 +16,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ..engine import EngineStopped, QueueFull, RequestTooLarge, TokenOutput
+from ..engine import EngineStopped, PromptScores, QueueFull, RequestTooLarge, TokenOutput
 from ..lora.registry import UnknownAdapter
 from ..metrics import Metrics
 from ..sampling import SamplingParams
 from ..structured.after_reasoning import AfterReasoning
 from ..structured.constraint import Constraint
 from ..structured.mask_feeder import CONSTRAINT_ERROR
-from ..tokenizer.sample_text import SampleText, TextDelta
+from ..tokenizer.sample_text import SampleText, TextDelta, TokenLogprob, prompt_logprobs
 from ..tokenizer.tokenizer import Tokenizer
 from ..tools.channel_grammar import ChannelConstraint
 from ..tools.constraint import CallConstraint
@@ -92,6 +92,7 @@ class Generation:
     deadline_s: float | None = None
     adapter: str | None = None  # None: the base model
     usage: Usage = field(default_factory=Usage)
+    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by prompt, for requests that ask for them
     num_open_choices: int = 0
     _outputs: list[tuple[int, list[TokenOutput]]] = field(default_factory=list)  # with the index of their prompt
     _consume: Consumer = field(default=lambda batch: None)
@@ -113,6 +114,11 @@ class Generation:
         """The seed that was used for a choice: with n = 1 it gives that choice again."""
         prompt_idx, sample_idx = divmod(choice_idx, self.num_samples)
         return self.prompts[prompt_idx].params.sample_seeds()[sample_idx]
+
+    def prompt_logprobs(self, choice_idx: int) -> list[TokenLogprob]:
+        """Of the tokens of a choice's prompt from the second on, which are known when the choice has its first delta."""
+        prompt_idx = choice_idx // self.num_samples
+        return prompt_logprobs(self.tokenizer, self.prompts[prompt_idx].token_ids, self.prompt_scores.get(prompt_idx, []))
 
     def prompt_text(self, choice_idx: int) -> str:
         """The prompt of a choice, as its tokens read."""
@@ -210,6 +216,8 @@ class Generation:
                     choice.num_tokens += delta.num_tokens
                     self.usage.num_completion_tokens += delta.num_tokens
                 else:
+                    if output.prompt_logprobs is not None:
+                        self.prompt_scores[prompt_idx] = output.prompt_logprobs
                     self._count(choice, delta)
                 if output.finish_reason is not None:
                     self._failure = self._failure_of(output)

@@ -97,13 +97,15 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     if request.logprobs is not None:
         _check_range("logprobs", request.logprobs, 0, limits.max_logprobs)
         values["logprobs"] = request.logprobs
+        if request.echo:
+            values["prompt_logprobs"] = request.logprobs
+    if is_prompt_only(request):
+        values["max_tokens"] = 1  # the engine gives no fewer; nobody sees it
     for name, other in (("max_total_tokens", "max_tokens"), ("min_total_tokens", "min_tokens")):
         if getattr(request, name) is not None and getattr(request, other) is not None:
             raise invalid_value(f"give one of '{name}' and '{other}'", name)
     if request.min_total_tokens is not None and request.min_total_tokens < 0:
         raise invalid_value(f"'min_total_tokens' is {request.min_total_tokens}, expected 0 or more", "min_total_tokens")
-    if request.echo and request.logprobs is not None:
-        raise invalid_value("'echo' cannot be combined with 'logprobs': the prompt has none", "echo")
     if request.no_repeat_ngram is not None:
         values["no_repeat_ngram"] = request.no_repeat_ngram
     values["forced_output_tokens"] = tuple(request.forced_output_tokens or ())
@@ -114,6 +116,11 @@ def completion_params(request: CompletionRequest, tokenizer: Tokenizer | None, l
     values["bad_words_ids"] = _bad_words(request, tokenizer, limits)
     values["replaced_embeddings"] = _replaced_embeddings(request)
     return SamplingParams.of(values)
+
+
+def is_prompt_only(request: CompletionRequest) -> bool:
+    """The prompt comes back, perhaps with log-probabilities, and nothing is added to it."""
+    return bool(request.echo) and request.max_tokens == 0
 
 
 def params_for_prompt(

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..engine import TokenOutput
+from ..engine import PromptScores, TokenOutput
 from ..sampling import SamplingParams
 from .detokenizer import Detokenizer
 from .stop_strings import StopStrings
@@ -22,7 +22,8 @@ from .tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class TokenLogprob:
-    """One generated token. `text_offset`: characters of the sample's text before it. `top`: (token id, log-probability), best first."""
+    """One token. `text_offset`: characters of the sample's text before it, or of the prompt's. `top`: (token id, log-probability), best
+    first."""
 
     token_id: int
     logprob: float
@@ -47,6 +48,19 @@ class TextDelta:
     error: str | None = None
     stopped_by_text: bool = False
     stop_string: str | None = None
+
+
+def prompt_logprobs(tokenizer: Tokenizer | None, prompt_ids: Sequence[int], scores: PromptScores) -> list[TokenLogprob]:
+    """Those of the tokens from the second on."""
+    detokenizer = tokenizer.detokenizer(()) if tokenizer is not None else None
+    listed: list[TokenLogprob] = []
+    num_chars = 0
+    for idx, token_id in enumerate(prompt_ids):
+        if idx > 0:
+            logprob, top = scores[idx - 1]
+            listed.append(TokenLogprob(token_id, logprob, top, num_chars))
+        num_chars += len(detokenizer.push(token_id)) if detokenizer is not None else 0
+    return listed
 
 
 _NO_STOPS = StopStrings(())

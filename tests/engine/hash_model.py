@@ -84,7 +84,7 @@ class Answer:
     rows: list[tuple] = field(default_factory=list)
 
     def add(self, row: tuple) -> None:
-        _, token_id, _, _, finish_reason, error, self.num_cached_tokens = row
+        _, token_id, _, _, finish_reason, error, self.num_cached_tokens, _ = row
         assert self.finish_reason is None, "a sample gave something after its end"
         if token_id is not None:
             self.tokens.append(token_id)
@@ -107,6 +107,7 @@ class ManualEngine:
             **options,
         )
         self.answers: dict[tuple[int, int], Answer] = {}
+        self.prompt_logprobs: dict[int, list] = {}
 
     def submit(self, prompt: list[int], params: SamplingParams, cache_scope: tuple[int, int] = (0, 0)) -> int:
         request_id = self.core.submit(prompt, params, cache_scope=cache_scope)
@@ -119,6 +120,10 @@ class ManualEngine:
         self.core.check_invariants()
         for request_id, rows in self.core.take_events(0):
             for row in rows:
+                if row[-1] is not None:
+                    assert request_id not in self.prompt_logprobs, "the scores of a prompt come twice"
+                    assert not any(answer.tokens for (other_id, _), answer in self.answers.items() if other_id == request_id)
+                    self.prompt_logprobs[request_id] = row[-1]
                 self.answers[request_id, row[0]].add(row)
         return has_stepped
 
@@ -130,6 +135,16 @@ class ManualEngine:
 
     def stat(self, name: str) -> int:
         return self.core.stats()[name]
+
+
+def expected_prompt_logprobs(prompt: list[int], num_logprobs: int, vocab_size: int) -> list:
+    """Of each token after the first, as if it were the only one to be sampled."""
+    scores = []
+    for idx in range(1, len(prompt)):
+        params = SamplingParams(forced_output_tokens=(prompt[idx],), logprobs=num_logprobs)
+        _, logprob, top = _core.sample_token(logits_of(tuple(prompt[:idx]), vocab_size), prompt[:idx], [], params, 0)
+        scores.append((logprob, top))
+    return scores
 
 
 def expected_answer(prompt: list[int], params: SamplingParams, sample_idx: int, *, vocab_size: int, max_total_len: int) -> Answer:

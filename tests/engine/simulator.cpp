@@ -5,14 +5,14 @@
 //   simulator FIRST_SEED NUM_SEEDS [--trace]
 //
 // What happens: bursts of requests with common heads, conversations that go on, several tenants, adapters that are
-// loaded anew when nobody uses them, n > 1, vectors in place of tokens, constrained samples whose masks come late or
-// cannot be made, cancellations before and during the model's run, deadlines, a full queue, too few blocks, allocations
-// that fail at submit, a model that throws, scores that are NaN, guesses on texts that repeat and on texts that do not.
-// What must hold, every step: the invariants of the scheduler; no sequence reads a cell that another tenant, another
-// adapter, a later step or another token filled; every token is the one that its sample gets alone, from a reference
-// that uses only the sampler; every sample ends exactly once, and for the right reason; what was cancelled ends in that
-// step; the oldest request finishes within 3 times its fair share of steps. At the end everything has ended and no
-// block is used.
+// loaded anew when nobody uses them, n > 1, vectors in place of tokens, prompts that are scored, constrained samples
+// whose masks come late or cannot be made, cancellations before and during the model's run, deadlines, a full queue,
+// too few blocks, allocations that fail at submit, a model that throws, scores that are NaN, guesses on texts that
+// repeat and on texts that do not. What must hold, every step: the invariants of the scheduler; no sequence reads a
+// cell that another tenant, another adapter, a later step or another token filled; every token is the one that its
+// sample gets alone, from a reference that uses only the sampler; every sample ends exactly once, and for the right
+// reason; what was cancelled ends in that step; the oldest request finishes within 3 times its fair share of steps. At
+// the end everything has ended and no block is used.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -128,6 +128,7 @@ struct Asked {
   std::vector<Sample> samples;
   int64_t steps_as_oldest = -1;
   double fair_share_steps = 0.0;
+  bool has_scores = false;  // those of the prompt were given out
 
   bool is_open() const {
     return std::ranges::any_of(samples, [](const Sample& sample) { return sample.is_open; });
@@ -287,6 +288,7 @@ class Simulation {
     if (random_.chance(0.1)) params.forced_tokens.assign(static_cast<size_t>(std::min<int64_t>(3, room)), kEos);
     if (random_.chance(0.1)) params.min_tokens = random_.between(1, room);
     if (random_.chance(0.2)) params.num_logprobs = random_.pick<int64_t>({0, 2, kVocabSize});
+    if (random_.chance(0.15)) params.num_prompt_logprobs = random_.pick<int64_t>({0, 2});
     for (int64_t count = random_.pick<int64_t>({1, 1, 1, 2, 4}); count > 0; --count) {
       params.seeds.push_back(static_cast<uint64_t>(random_.below(1 << 30)));
     }
@@ -503,8 +505,48 @@ class Simulation {
 
   // -- what must come out
 
+  // The scores of a prompt's tokens from the second on; fewer: the one after them has none, which ends the request.
+  std::vector<fmo::TokenScore> expected_scores(const Asked& asked) {
+    std::vector<fmo::TokenScore> scores;
+    uint64_t hash = hash_of_scope(asked.scope);
+    for (size_t idx = 1; asked.params.num_prompt_logprobs && idx < asked.prompt.size(); ++idx) {
+      hash = with_content(hash, asked.contents[idx - 1]);
+      std::vector<float> logits(kVocabSize);
+      fill_logits(hash, asked.prompt[idx - 1], setting_.model, logits.data());
+      fmo::SamplingParams params;
+      params.forced_tokens = {asked.prompt[idx]};
+      params.num_logprobs = asked.params.num_prompt_logprobs;
+      fmo::SampleInput input;
+      input.logits = logits.data();
+      input.params = &params;
+      input.ignores_bad_scores = setting_.engine.ignores_bad_scores;
+      fmo::SampleResult result;
+      sampler_.sample(input, result);
+      if (result.error.empty()) {
+        scores.push_back({result.logprob, result.top_logprobs});
+      } else if (input.ignores_bad_scores) {
+        scores.push_back({-std::numeric_limits<float>::infinity(), {}});
+      } else {
+        break;
+      }
+    }
+    return scores;
+  }
+
+  bool is_scored(const Asked& asked) const { return asked.params.num_prompt_logprobs && asked.prompt.size() > 1; }
+
+  void take_scores(const fmo::TokenEvent& event, Asked& asked) {
+    if (event.prompt_scores.empty()) return;
+    require(!asked.has_scores, "the scores of a prompt come twice");
+    require(event.prompt_scores == expected_scores(asked), "a prompt got other scores than alone");
+    asked.has_scores = true;
+  }
+
   // The next output of a sample that runs alone.
   Expected expected_next(const Asked& asked, const Sample& sample, int64_t sample_idx) {
+    if (is_scored(asked) && sample.output.empty() && expected_scores(asked).size() + 1 < asked.prompt.size()) {
+      return {std::nullopt, FinishReason::error};
+    }
     std::vector<float> logits(kVocabSize);
     std::vector<int32_t> tokens = asked.prompt;
     tokens.insert(tokens.end(), sample.output.begin(), sample.output.end());
@@ -555,6 +597,9 @@ class Simulation {
     const std::string name =
         "request " + std::to_string(event.request_id) + " sample " + std::to_string(event.sample_idx);
     require(sample.is_open, name + " gave something after its end");
+    take_scores(event, asked);
+    require(!event.token_id || asked.has_scores == is_scored(asked),
+            name + " went on without the scores of its prompt");
     const char* reason = fmo::finish_reason_name(event.finish_reason);
     trace("%s: token %d, %s", name.c_str(), event.token_id.value_or(-1), reason == nullptr ? "goes on" : reason);
     if (event.finish_reason == FinishReason::cancelled) {
@@ -614,7 +659,8 @@ class Simulation {
 
   // -- fairness
 
-  // A sequence has a right to 1 of max_num_seqs of the rows of each step, and to one token a step when it decodes.
+  // A sequence has a right to 1 of max_num_seqs of the rows and logits of each step, and to one token a step when it
+  // decodes.
   double fair_share(const Asked& asked) const {
     const auto& scheduler = setting_.engine.scheduler;
     double num_steps = 0.0;
@@ -625,6 +671,10 @@ class Simulation {
       num_steps += std::ceil(num_rows * static_cast<double>(scheduler.max_num_seqs) /
                              static_cast<double>(scheduler.max_num_tokens)) +
                    num_left;
+    }
+    if (is_scored(asked)) {
+      num_steps += std::ceil(static_cast<double>(asked.prompt.size()) * static_cast<double>(scheduler.max_num_seqs) /
+                             static_cast<double>(scheduler.max_num_logits));
     }
     return num_steps;
   }

@@ -1,13 +1,14 @@
 """The engine on the hash model: every sample gets the tokens it would get alone, whatever else happens."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from friendli_runtime import _core
 from friendli_runtime.sampling import SamplingParams
 
-from .hash_model import HashModel, ManualEngine, expected_answer
+from .hash_model import HashModel, ManualEngine, expected_answer, expected_prompt_logprobs
 
 EOS = 3
 
@@ -25,6 +26,7 @@ def random_params(rng: random.Random, room: int) -> SamplingParams:
         eos_token_ids=rng.choice([(EOS,), (EOS, 5, 7), ()]),
         stop_token_sequences=rng.choice([(), ((1,), (2, 4))]),
         forced_output_tokens=tuple(rng.randrange(24) for _ in range(rng.choice([0, 0, min(3, room)]))),
+        prompt_logprobs=rng.choice([None, None, None, 0, 2]),
     )
 
 
@@ -37,6 +39,12 @@ def assert_answers_are_those_of_solo_runs(engine: ManualEngine, requests: dict, 
             assert answer.tokens == alone.tokens[: len(answer.tokens)]
         else:
             assert (answer.tokens, answer.finish_reason) == (alone.tokens, alone.finish_reason)
+    for request_id, (prompt, params) in requests.items():
+        scores = engine.prompt_logprobs.get(request_id)
+        if params.prompt_logprobs is None or len(prompt) == 1:
+            assert scores is None
+        elif scores is not None or any(answer.tokens for (other_id, _), answer in engine.answers.items() if other_id == request_id):
+            assert scores == expected_prompt_logprobs(prompt, params.prompt_logprobs, engine.model.vocab_size)
 
 
 @pytest.mark.parametrize("seed", range(250))
@@ -102,6 +110,18 @@ def test_running_out_of_blocks_preempts_the_youngest_and_changes_no_token():
     finished_order = [request_id for (request_id, _), answer in sorted(engine.answers.items()) if answer.finish_reason]
     assert finished_order == [1, 2, 3, 4]
     assert_answers_are_those_of_solo_runs(engine, requests, set())
+
+
+def test_the_scores_of_a_prompt_outlive_a_preemption_and_no_cached_token_goes_without_one():
+    engine = ManualEngine(HashModel(num_blocks=10, block_size=2), max_num_seqs=4, max_num_tokens=4, max_context_len=20)
+    prompt = list(range(1, 13))
+    params = SamplingParams(temperature=0.0, max_tokens=4, prompt_logprobs=1)
+    older = {engine.submit([1, 2, 3], replace(params, max_tokens=12)): ([1, 2, 3], replace(params, max_tokens=12))}
+    requests = older | {engine.submit(prompt, params): (prompt, params) for _ in range(3)}
+    engine.run()
+    assert engine.stat("num_preemptions") > 0 and len(engine.prompt_logprobs) == len(requests)
+    assert_answers_are_those_of_solo_runs(engine, requests, set())
+    assert all(engine.answers[request_id, 0].num_cached_tokens == 0 for request_id in requests)
 
 
 def test_nothing_overtakes_the_oldest_waiting_request():

@@ -161,6 +161,16 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
         ]
     },
     "an evicted block is still found": {"prefix_cache.cpp": [("  remove_unused(block);\n  erase(block);", "  remove_unused(block);")]},
+    "tokens from the cache go without a score": {
+        "scheduler.cpp": [("num_unscored(request) > 0 ? request.num_scored : sequence", "false ? request.num_scored : sequence")]
+    },
+    "samples do not wait for the scores of their prompt": {"scheduler.cpp": [("if (num_unscored(request) > 0) {", "if (false) {")]},
+    "scores take the logits of others": {
+        "scheduler.cpp": [("const int64_t num_logits = 1 + score_budget_;", "const int64_t num_logits = 1000;")]
+    },
+    "what was scored is scored again after a preemption": {
+        "scheduler.cpp": [("std::max<int64_t>(0, sequence.request->num_scored - sequence.num_computed);", "0;")]
+    },
 }
 QUICK_PLANTS = ["a shared block is not counted", "blocks are found in other scopes"]
 

@@ -53,6 +53,24 @@ def test_leaving_a_stream_early_frees_the_engine(llm: LLM) -> None:
     assert llm.generate(script_tag("fine") + GO, GREEDY)[0].outputs[0].text == "fine"
 
 
+def test_the_logprobs_of_a_prompt_are_those_of_an_answer_with_the_same_tokens(llm: LLM) -> None:
+    ids = llm.tokenizer.encode("héllo 🙂 world, once more")
+    forced = SamplingParams(forced_output_tokens=tuple(ids[1:]), max_tokens=len(ids) - 1, logprobs=3)
+    expected = llm.generate(ids[:1], forced)[0].outputs[0].logprobs
+    assert expected is not None
+    for ngram_size in (0, 3):
+        with LLM(scripted_artifact(), num_threads=1, max_num_seqs=1, max_num_tokens=8, ngram_size=ngram_size) as narrow:
+            outputs = narrow.generate([ids, ids[:1]], SamplingParams(max_tokens=2, n=2, prompt_logprobs=3))
+        found = outputs[0].prompt_logprobs
+        assert found is not None and outputs[1].prompt_logprobs is None
+        assert [(one.token_id, one.logprob, one.top) for one in found] == [(one.token_id, one.logprob, one.top) for one in expected]
+    assert llm.generate(ids, SamplingParams(max_tokens=1))[0].prompt_logprobs is None
+    text = llm.tokenizer.decode(ids)
+    for one in found:
+        shown = llm.tokenizer.token_bytes(one.token_id)
+        assert not shown.isascii() or one.token_id in llm.tokenizer.special_ids or text.startswith(shown.decode(), one.text_offset)
+
+
 def test_a_chat_answers_the_last_message(llm: LLM) -> None:
     assert llm.has_chat_template
     assert llm.chat([{"role": "user", "content": script_tag("hi there")}], GREEDY).outputs[0].text == "hi there"

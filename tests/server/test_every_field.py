@@ -85,7 +85,7 @@ BOTH: dict[str, tuple[dict[str, Any], Any, Check]] = {
     "eos_token": ({"logit_bias": {"9": 100.0}}, [9], lambda plain, changed: length(plain) == 24 and length(changed) == 1),
     "ignore_eos": ({"logit_bias": {"0": 30.0}}, True, lambda plain, changed: length(plain) == 1 and length(changed) == 24),
     "response_format": ({}, {"type": "regex", "schema": "a{5}"}, lambda plain, changed: changed["text"] == "aaaaa"),
-    "timeout_microseconds": ({}, 1, lambda plain, changed: changed["status"] == 504),
+    "timeout_microseconds": ({"max_tokens": 400}, 1, lambda plain, changed: changed["status"] == 504),
     "cache_salt": ({}, "x" * 10_000, lambda plain, changed: changed["status"] == 422),
 }
 CHAT = BOTH | {
@@ -243,4 +243,27 @@ def test_echo_comes_first_in_a_stream(babbling: TestServer) -> None:
     for idx in (0, 1):
         text = "".join(choice["text"] for chunk in streamed for choice in chunk["choices"] if choice["index"] == idx)
         assert text == whole["body"]["choices"][idx]["text"] and text.startswith(PROMPT)
-    assert babbling.post("/v1/completions", prompt="a", echo=True, logprobs=1).status_code == 422
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_the_prompt_comes_with_its_logprobs(babbling: TestServer, stream: bool, max_tokens: int) -> None:
+    """They are those of the same tokens as an answer to the first of them."""
+    ids = babbling.tokenizer.encode("héllo, wörld 🙂")
+    shared = {"temperature": 0, "logprobs": 2}
+    forced = {"tokens": ids[:1], "forced_output_tokens": ids[1:], "max_tokens": len(ids) - 1 + max_tokens}
+    expected = ask(babbling, "/v1/completions", {**shared, **forced})["logprobs"]
+    fields = {**shared, "tokens": [ids, ids[:7]], "n": 2, "echo": True, "max_tokens": max_tokens, "stream": stream}
+    body = ask(babbling, "/v1/completions", fields)["frames"] if stream else [ask(babbling, "/v1/completions", fields)["body"]]
+    for idx in (0, 1):
+        choices = [choice for chunk in body for choice in chunk["choices"] if choice["index"] == idx]
+        listed = [choice["logprobs"] for choice in choices if choice["logprobs"] is not None]
+        merged = {name: [value for lists in listed for value in lists[name]] for name in listed[0]}
+        text = "".join(choice["text"] for choice in choices)
+        assert merged["token_logprobs"] == [None, *expected["token_logprobs"]]
+        assert merged["top_logprobs"] == [None, *expected["top_logprobs"]]
+        assert len(merged["tokens"]) == len(ids) + max_tokens and choices[-1]["finish_reason"] == "length"
+        shown = [(token, offset) for token, offset in zip(merged["tokens"], merged["text_offset"], strict=True) if "\ufffd" not in token]
+        assert len(shown) > 5 and all(text.startswith(token, offset) for token, offset in shown if token != "<s>")
+    usage = [chunk["usage"] for chunk in body if "usage" in chunk]
+    assert stream or usage[0]["completion_tokens"] == 4 * max_tokens
