@@ -51,7 +51,7 @@ class _Kinds:
     def of(self, schema: Any) -> int:
         if isinstance(schema, bool):
             return _ANY if schema else 0
-        return self._found.get(id(schema), _ANY)  # no schema: where a wrong $ref leads, which the compiler refuses
+        return self._found.get(id(schema), _ANY)  # names of properties, where a $ref may lead
 
     def _kinds(self, node: dict[str, Any]) -> int:
         kinds = _stated_kinds(node) & self.of(self._target(node))
@@ -87,19 +87,7 @@ class _Kinds:
         return node.get("minProperties", 0) <= len(set(required)) or self._of_one([*properties.values(), *others]) != 0
 
     def _target(self, node: dict[str, Any]) -> Any:
-        """The schema that `$ref` names; True when there is none."""
-        found: Any = self._root
-        if "$ref" not in node:
-            return True
-        for part in node["$ref"].split("/")[1:]:
-            name = unquote(part).replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name[:9]) < len(found):
-                found = found[int(name[:9])]
-            elif isinstance(found, dict) and name in found:
-                found = found[name]
-            else:
-                return True
-        return found
+        return referred(node["$ref"], self._root) if "$ref" in node else True
 
 
 def _stated_kinds(node: dict[str, Any]) -> int:
@@ -137,3 +125,19 @@ def _subschemas(root: dict[str, Any]) -> list[dict[str, Any]]:
         found.append(node)
         stack += [child for child in _children(node) if isinstance(child, dict)]
     return found[::-1]
+
+
+def referred(reference: str, root: Any) -> Any:
+    """The schema that a `$ref` inside `root` names. Raises KeyError when there is none, which `checked_schema` looks for."""
+    found = root
+    for part in reference.split("/")[1:]:
+        name = unquote(part).replace("~1", "/").replace("~0", "~")
+        if isinstance(found, list) and name.isdecimal() and int(name[:9]) < len(found):
+            found = found[int(name[:9])]
+        elif isinstance(found, dict) and name in found:
+            found = found[name]
+        else:
+            raise KeyError(reference)
+    if not isinstance(found, dict | bool):
+        raise KeyError(reference)
+    return found

@@ -14,7 +14,7 @@ import json
 from typing import Any
 
 from .errors import InvalidConstraint
-from .finite_value import has_finite_value
+from .finite_value import has_finite_value, referred
 from .regex_rules import translated_regex
 
 MAX_DEPTH = 48
@@ -52,6 +52,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 FORMATS = frozenset(["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"])
 _UPPER_CASE = {"date-time": "^[0-9:.TZ+-]*$", "time": "^[0-9:.Z+-]*$"}
 """RFC 3339 allows lower-case t and z too, which many readers do not know."""
+_TYPES = frozenset(["null", "boolean", "integer", "number", "string", "array", "object"])
+_BOUNDS = frozenset(["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"])
 _INTEGER_LIMITS = frozenset(["minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"])
 _MIN_COUNTS = frozenset(["minLength", "minItems", "minProperties"])
 
@@ -72,10 +74,17 @@ class PatternBudget:
 
 def checked_schema(schema: Any, *, max_subschemas: int, patterns: PatternBudget, param: str = "response_format") -> str:
     """The schema as JSON text that holds only what is followed. Raises InvalidConstraint naming keyword and place."""
+    if schema is True:
+        schema = {}
     if not isinstance(schema, dict | bool):
         raise InvalidConstraint(f"the schema is a JSON {_json_type(schema)}, expected an object", param)
     reducer = _Reducer(max_subschemas, patterns, param, closes_objects=not _composes_objects(schema))
     reduced = reducer.reduced(schema, "#", 0)
+    for reference, where in reducer.references.items():
+        try:
+            referred(reference, reduced)
+        except KeyError:
+            raise InvalidConstraint(f"the schema's '{where}' is {reference[:80]!r}, and there is no schema at that place", param) from None
     if not has_finite_value(reduced):
         what = "the schema's '#' has no finite value: what it requires is false, contradicts itself or contains itself without end"
         raise InvalidConstraint(f"{what}; take what refers back out of 'required', or allow null in its place", param)
@@ -103,6 +112,8 @@ class _Reducer:
         self._param = param
         self._closes_objects = closes_objects
         self._num_subschemas = 0
+        self.references: dict[str, str] = {}
+        """What `$ref` names, with the place of the first that does."""
 
     def reduced(self, schema: Any, where: str, depth: int) -> Any:
         if isinstance(schema, bool):
@@ -159,8 +170,16 @@ class _Reducer:
             raise self._error(f"is {str(value)[:40]!r}; the supported formats are {', '.join(sorted(FORMATS))}", where)
         if keyword == "$ref" and not (isinstance(value, str) and (value == "#" or value.startswith("#/"))):
             raise self._error(f"is {str(value)[:80]!r}; only references inside the schema ('#/$defs/…') are supported", where)
-        if keyword == "multipleOf" and (not isinstance(value, int) or isinstance(value, bool)):
-            raise self._error("is not a whole number; only those are supported", where)
+        if keyword == "$ref":
+            self.references.setdefault(value, where)
+        if keyword == "multipleOf" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise self._error("is not a whole number above 0; only those are supported", where)
+        if keyword in _BOUNDS and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise self._error(f"is a JSON {_json_type(value)}, expected a number", where)
+        if keyword == "enum" and not isinstance(value, list):
+            raise self._error(f"is a JSON {_json_type(value)}, expected a list of values", where)
+        if keyword == "type" and not all(isinstance(one, str) and one in _TYPES for one in (value if isinstance(value, list) else [value])):
+            raise self._error(f"is {str(value)[:60]!r}; the types are {', '.join(sorted(_TYPES))}", where)
         if keyword in _INTEGER_LIMITS and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
             raise self._error("is not a whole number from 0 up", where)
         if keyword in _MIN_COUNTS and value > MAX_MIN_COUNT:

@@ -78,6 +78,8 @@ class _Translator:
         return "" if self._has_end else self._padding
 
     def _char(self, char: str, start: int) -> str:
+        if char == "\\":
+            raise InvalidConstraint("the pattern ends in a backslash, which stands for no character", self._param)
         if char in "^$":
             if self._strip_anchors and self._depth == 0 and self._is_at_edge(char, start):
                 return ""

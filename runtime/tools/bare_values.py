@@ -14,6 +14,8 @@ from typing import Any
 
 import msgspec
 
+from ..structured.finite_value import referred
+
 _DEFINITIONS = ("$defs", "definitions")
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "null": (type(None),),
@@ -40,7 +42,7 @@ def _alternatives(schema: Any, root: Mapping[str, Any], seen: frozenset[str]) ->
     if "$ref" in beside:
         reference = beside.pop("$ref")
         if reference not in seen:
-            yield from _merged(beside, [_resolved(reference, root)], root, seen | {reference})
+            yield from _merged(beside, [referred(reference, root)], root, seen | {reference})
         return
     for keyword in ("anyOf", "oneOf", "allOf"):
         if keyword in beside and (keyword != "allOf" or len(beside[keyword]) == 1):
@@ -59,15 +61,6 @@ def _merged(beside: dict[str, Any], schemas: list[Any], root: Mapping[str, Any],
             yield from _alternatives({**beside, **one}, root, seen)
         elif one:
             yield from _alternatives(beside, root, seen)
-
-
-def _resolved(reference: str, root: Mapping[str, Any]) -> Any:
-    """A checked document refers only to what is in it."""
-    node: Any = root
-    for part in reference.removeprefix("#").split("/")[1:]:
-        name = part.replace("~1", "/").replace("~0", "~")
-        node = node[int(name)] if isinstance(node, list) else node[name]
-    return node
 
 
 def choices(schema: Mapping[str, Any]) -> list[Any]:

@@ -176,6 +176,9 @@ REFUSED = [
     {"type": "string", "pattern": 3},
     {"type": "object", "patternProperties": {"[": S}},
     {"type": "number", "multipleOf": 0.1},
+    {"type": "integer", "multipleOf": 0},
+    {"type": "integer", "multipleOf": -3},
+    {"type": ["string", "thing"]},
     {"$ref": "https://example.com/schema.json"},
     {"$ref": "other.json#/a"},
     {"$ref": "#/$defs/missing"},
@@ -293,3 +296,7 @@ def test_what_a_babbling_model_writes_is_valid(kind):
         assert num_finished >= len(runs)  # of two samples each
     finally:
         babbler.close()
+
+
+def test_a_schema_that_is_true_allows_every_value(babbler):
+    json.loads(babbler.answer(format_of(True), max_tokens=400, seed=2).text)

@@ -8,6 +8,7 @@ import jsonschema
 import numpy as np
 import pytest
 from friendli_runtime.structured.constraint import ConstraintCompiler
+from friendli_runtime.structured.errors import InvalidConstraint
 from friendli_runtime.structured.response_format import ConstraintLimits
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tools.constraint import CallConstraint, call_constraint
@@ -27,6 +28,7 @@ def request_of(schema: dict[str, Any]) -> ToolRequest:
         "color": {"enum": ["red", "1"]},
         "node": {"type": "object", "properties": {"id": {"type": "integer"}}, "required": ["id"]},
     }
+    definitions["a b"] = {"enum": ["1"]}
     parameters = {"type": "object", "properties": {"q": schema}, "required": ["q"], "$defs": definitions}
     request = tool_request([{"type": "function", "function": {"name": "find", "parameters": parameters}}], "required", None, 8, LIMITS)
     assert request is not None
@@ -95,6 +97,7 @@ NODE, COLOR = {"$ref": "#/$defs/node"}, {"$ref": "#/$defs/color"}
         ({"anyOf": [TEXT, NODE]}, {'{"id": 1}': {"id": 1}, "a {b}": "a {b}", "": ""}, ['{"id": "x"}', "{}", "[1]"]),
         ({}, {"NaN": "NaN", "[1e999]": "[1e999]", "[1]": [1], "x": "x", "[" * 3000: "[" * 3000}, []),
         (NODE, {'{"id": 1}': {"id": 1}}, ["x", "{}"]),
+        ({"$ref": "#/$defs/a%20b"}, {"1": "1"}, ["2"]),
     ],
 )
 def test_values_without_quotes_are_valid_for_their_schema(name: str, schema: dict[str, Any], good: dict[str, Any], bad: list[str]) -> None:
@@ -117,6 +120,12 @@ MIXED = {
     "required": ["text", "count", "kind", "node"],
     "$defs": {"node": {"type": "object", "properties": {"ids": {"type": "array", "items": {"type": "integer"}}}, "required": ["ids"]}},
 }
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#/$defs/none"}, {"anyOf": [TEXT, {"$ref": "#/$defs/none"}]}, {"enum": 5}, {"minimum": "a"}])
+def test_a_wrong_schema_of_an_argument_is_refused(schema: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConstraint):
+        given("qwen_coder", schema, "a")
 
 
 def babbled(constraint: CallConstraint, closing: list[int], eos_id: int, rng: random.Random) -> list[int] | None:
