@@ -246,10 +246,7 @@ class SamplingParams:
 
         One number is the seed of the first sample; the others get numbers below 2**53 derived from it. None draws at random.
         """
-        if isinstance(self.seed, tuple):
-            return self.seed
-        first = int.from_bytes(os.urandom(8), "little") >> 11 if self.seed is None else self.seed
-        return (first,) if self.n == 1 else (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, self.n)))
+        return sample_seeds(self.seed, self.n)
 
 
 SamplingParams.logit_bias = {}  # a default that the class lacks as the constructor makes a new one each time
@@ -260,6 +257,14 @@ _COMMON_NAMES = frozenset({*_FLOAT_BOUNDS, "max_tokens", "ignore_eos", "seed", "
 
 def _where(max_context_len: int, prompt_len: int) -> str:
     return f"prompt of {prompt_len} tokens in a context of {max_context_len}"
+
+
+def sample_seeds(seed: int | tuple[int, ...] | None, n: int) -> tuple[int, ...]:
+    """`SamplingParams.sample_seeds` of such values."""
+    if isinstance(seed, tuple):
+        return seed
+    first = int.from_bytes(os.urandom(8), "little") >> 11 if seed is None else seed
+    return (first,) if n == 1 else (first, *(_derive_seed(first, sample_idx) for sample_idx in range(1, n)))
 
 
 def _derive_seed(seed: int, sample_idx: int) -> int:

@@ -29,7 +29,7 @@ bool is_visible_before(std::string_view text, size_t pos) {
 template <typename OnText, typename OnToken>
 void split_at_tokens(const TokenTable& tokens, std::string_view text, OnText on_text, OnToken on_token) {
   size_t start = 0;
-  for (size_t pos = 0; pos < text.size();) {
+  for (size_t pos = tokens.empty() ? text.size() : 0; pos < text.size();) {
     const auto found = tokens.may_begin(text[pos]) ? tokens.longest_prefix(text.substr(pos)) : std::nullopt;
     if (!found) {
       ++pos;
@@ -88,7 +88,7 @@ bool BytePairEncoder::encode_ascii(std::string_view piece, std::vector<int32_t>&
       return false;
     }
     const std::vector<int32_t>& ids = word_ids(piece.substr(pos, end - pos));
-    token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+    for (const int32_t id : ids) token_ids.push_back(id);  // one or two, mostly
     pos = end;
   }
   return true;

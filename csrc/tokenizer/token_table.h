@@ -23,6 +23,7 @@ class TokenTable {
   };
   std::optional<int32_t> find(std::string_view text) const;
   std::optional<Found> longest_prefix(std::string_view text) const;
+  bool empty() const { return entries_.empty(); }
   // Whether a token begins with this byte.
   bool may_begin(char byte) const { return begins_[static_cast<unsigned char>(byte)]; }
 

@@ -51,6 +51,7 @@ _QUEUED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/mess
 _MODEL_ROUTE, _ADAPTER_ROUTE = "/v1/models/", "/v1/adapters/"
 _log = logging.getLogger(__name__)
 Handler = Callable[[Exchange], Awaitable[None]]
+PromptMaker = Callable[[Any, Target], list[Prompt]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +96,11 @@ class App:
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._grammars = GrammarQueue(options.limits.max_waiting_grammars, options.limits.grammar_wait_s)
         self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/chat/completions": ("POST", self._counted(self._chat)),
-            "/v1/completions": ("POST", self._counted(self._completions)),
-            "/v1/messages": ("POST", self._counted(self._messages)),
-            "/v1/responses": ("POST", self._counted(self._responses)),
-            "/v1/embeddings": ("POST", self._counted(self._embeddings)),
+            "/v1/chat/completions": ("POST", self._tracked(self._chat, is_counted=True)),
+            "/v1/completions": ("POST", self._tracked(self._completions, is_counted=True)),
+            "/v1/messages": ("POST", self._tracked(self._messages, is_counted=True)),
+            "/v1/responses": ("POST", self._tracked(self._responses, is_counted=True)),
+            "/v1/embeddings": ("POST", self._tracked(self._embeddings, is_counted=True)),
             "/v1/tokenize": ("POST", self._tracked(self._tokenize)),
             "/v1/detokenize": ("POST", self._tracked(self._detokenize)),
             "/v1/models": ("GET", self._models),
@@ -215,39 +216,34 @@ class App:
 
     # Generation --------------------------------------------------------------------------------------------------------------------------
 
-    def _tracked(self, handler: Handler) -> Handler:
-        """`handler`, refused while draining; until it has answered, the server does not stop of its own accord."""
+    def _tracked(self, handler: Handler, *, is_counted: bool = False) -> Handler:
+        """`handler`, refused while draining; until it has answered, the server does not stop of its own accord.
+
+        `is_counted`: it is in the metrics; an error answer is a response, a client that left gets none.
+        """
 
         async def tracked(exchange: Exchange) -> None:
             if self.is_draining:
                 raise unavailable("the server is shutting down")
             self.in_flight.add(exchange)
-            try:
-                await handler(exchange)
-            finally:
-                self.in_flight.discard(exchange)
-
-        return tracked
-
-    def _counted(self, handler: Handler) -> Handler:
-        """`handler`, tracked and in the metrics; an error answer is a response, a client that left gets none."""
-
-        async def counted(exchange: Exchange) -> None:
-            self.metrics.requests.add()
+            if is_counted:
+                self.metrics.requests.add()
+            is_gone = False
             try:
                 await handler(exchange)
             except ClientGone:
+                is_gone = True
                 raise
-            except Exception:
-                self.metrics.responses.add()
-                raise
-            self.metrics.responses.add()
+            finally:
+                self.in_flight.discard(exchange)
+                if is_counted and not is_gone:
+                    self.metrics.responses.add()
 
-        return self._tracked(counted)
+        return tracked
 
     async def _chat(self, exchange: Exchange) -> None:
-        request, prompts = await self._prepared(exchange, ChatRequest, self._chat_prompts)
-        generation, target = self._generation(request, prompts), self._targets.find(request.model)
+        request, target, prompts = await self._prepared(exchange, ChatRequest, self._chat_prompts)
+        generation = self._generation(request, target, prompts)
         assert self.model.tokenizer is not None
         answer = ChatAnswer(
             generation,
@@ -264,67 +260,66 @@ class App:
             forms = self._targets.find(request.model).planner.forms
             return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
 
-        _, chat, prompts = await self._translated(exchange, messages.MessagesRequest, translate, messages.RENAMED)
-        generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
+        _, chat, target, prompts = await self._translated(exchange, messages.MessagesRequest, translate, messages.RENAMED)
+        generation = self._generation(chat, target, prompts)
         answer = messages.MessagesAnswer(generation, secrets.token_hex(12), target.name, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _responses(self, exchange: Exchange) -> None:
         kind = responses.ResponsesRequest
-        request, chat, prompts = await self._translated(exchange, kind, responses.chat_request, responses.RENAMED)
-        generation, target = self._generation(chat, prompts), self._targets.find(chat.model)
+        request, chat, target, prompts = await self._translated(exchange, kind, responses.chat_request, responses.RENAMED)
+        generation = self._generation(chat, target, prompts)
         answer = responses.ResponsesAnswer(generation, urandom(16).hex(), target.name, request, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _translated(
         self, exchange: Exchange, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
-    ) -> tuple[Any, ChatRequest, list[Prompt]]:
+    ) -> tuple[Any, ChatRequest, Target, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
         request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
-        self._targets.find(request.model)
+        target = self._targets.find(request.model)
         try:
             chat = translate(request)
-            prompts = await self._made(exchange, chat, self._chat_prompts)
+            prompts = await self._made(exchange, chat, target, self._chat_prompts)
         except ApiError as error:
             raise _with_names(error, renamed) from None
-        return request, chat, prompts
+        return request, chat, target, prompts
 
     async def _completions(self, exchange: Exchange) -> None:
-        request, prompts = await self._prepared(exchange, CompletionRequest, self._completion_prompts)
-        generation = self._generation(request, prompts)
+        request, target, prompts = await self._prepared(exchange, CompletionRequest, self._completion_prompts)
+        generation = self._generation(request, target, prompts)
         answer = CompletionAnswer(
             generation,
             urandom(16).hex(),
-            self._targets.find(request.model).name,
+            target.name,
             self.model.tokenizer,
             request,
         )
         await self._answer(request, generation, answer, exchange)
 
-    async def _prepared(self, exchange: Exchange, kind: type[Any], make_prompts: Callable[[Any], list[Prompt]]) -> Any:
-        """The checked request and its prompts. Raises ApiError."""
+    async def _prepared(self, exchange: Exchange, kind: type[Any], make_prompts: PromptMaker) -> Any:
+        """The checked request, who answers it and its prompts. Raises ApiError."""
         request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
-        self._targets.find(request.model)
-        return request, await self._made(exchange, request, make_prompts)
+        target = self._targets.find(request.model)
+        return request, target, await self._made(exchange, request, target, make_prompts)
 
-    async def _made(self, exchange: Exchange, request: Any, make_prompts: Callable[[Any], list[Prompt]]) -> list[Prompt]:
+    async def _made(self, exchange: Exchange, request: Any, target: Target, make_prompts: PromptMaker) -> list[Prompt]:
         """The prompts of a request, made on the thread that its size and its grammar call for."""
         size = exchange.header(b"content-length") or b""
         if _may_compile(request):
             num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
-            prompts = await self._grammars.run(num_bytes, make_prompts, request)
+            prompts = await self._grammars.run(num_bytes, lambda asked: make_prompts(asked, target), request)
         elif size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
-            prompts = make_prompts(request)
+            prompts = make_prompts(request, target)
         else:
-            prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request)
-        self.metrics.items.add(sum(prompt.params.n for prompt in prompts))
+            prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request, target)
+        self.metrics.items.add(len(prompts) * prompts[0].params.n)
         return prompts
 
-    def _chat_prompts(self, request: ChatRequest) -> list[Prompt]:
-        params = chat_params(request, self.options.limits)
-        target = self._targets.find(request.model)
+    def _chat_prompts(self, request: ChatRequest, target: Target) -> list[Prompt]:
+        params = chat_params(request, self.options.limits, self.model.eos_token_ids)
         tokenizer, template = self.model.tokenizer, target.chat_template
         if tokenizer is None:
             raise no_tokenizer("messages")
@@ -332,49 +327,39 @@ class App:
             raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
         plan = target.planner.plan_chat(request, params)
         token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, target.planner.forms)
-        renamed = {"logprobs": "top_logprobs"} | (
-            {"max_tokens": "max_completion_tokens"} if request.max_completion_tokens is not None else {}
-        )
-        prompt = self._prompt(request, token_ids, params, "messages", renamed)
+        prompt = self._prompt(request, token_ids, params, "messages")
         prompt.constraint, prompt.reading = target.planner.plan_answer(plan, request, prompt.params, tail)
         return [prompt]
 
-    def _completion_prompts(self, request: CompletionRequest) -> list[Prompt]:
+    def _completion_prompts(self, request: CompletionRequest, target: Target) -> list[Prompt]:
         given, name = completion_prompts(request, self.options.limits)
         params = completion_params(request, self.model.tokenizer, self.options.limits)
-        renamed = {"min_tokens": "min_total_tokens"} if request.min_total_tokens is not None else {}
         prompts = [
-            self._prompt(request, token_ids, params, name, renamed)
+            self._prompt(request, token_ids, params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids), name)
             for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
         ]
         for prompt in prompts:
             prompt.constraint = self._targets.base.planner.plan_format(prompt.params)
         return prompts
 
-    def _prompt(
-        self, request: GenerationRequest, token_ids: list[int], params: SamplingParams, name: str, renamed: dict[str, str]
-    ) -> Prompt:
+    def _prompt(self, request: GenerationRequest, token_ids: list[int], params: SamplingParams, name: str) -> Prompt:
         engine, tokenizer = self.bridge.engine, self.model.tokenizer
         is_encoded = name == "messages"  # 'prompt' may be token ids
         if not (is_encoded and tokenizer is not None and tokenizer.max_token_id < engine.vocab_size):
             check_prompt(token_ids, engine.vocab_size, name)
-        params = self.options.bad_stop.added_to(params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids))
+        params = self.options.bad_stop.added_to(params)
         try:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids), engine.embedding_width)
         except InvalidSamplingParams as error:
-            raise as_api_error(error, name, renamed) from None
+            raise as_api_error(error, name, request) from None
         return Prompt(token_ids, params)
 
-    def _generation(self, request: GenerationRequest, prompts: list[Prompt]) -> Generation:
-        limits_s = [limit for limit in (self.options.request_timeout_s, (request.timeout_microseconds or 0) * 1e-6) if limit > 0]
-        return Generation(
-            self.bridge,
-            self.metrics,
-            self.model.tokenizer,
-            prompts,
-            min(limits_s, default=None),
-            self._targets.find(request.model).adapter_name,
-        )
+    def _generation(self, request: GenerationRequest, target: Target, prompts: list[Prompt]) -> Generation:
+        deadline_s: float | None = self.options.request_timeout_s or None
+        if request.timeout_microseconds:
+            wanted_s = request.timeout_microseconds * 1e-6
+            deadline_s = wanted_s if deadline_s is None else min(wanted_s, deadline_s)
+        return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, deadline_s, target.adapter_name)
 
     async def _answer(
         self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, exchange: Exchange

@@ -21,7 +21,7 @@ from ..tools.parser import CallDelta
 from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
-from .generation import Generation
+from .generation import Generation, UsageBody
 from .http import encode_json
 from .limits import Limits
 from .reading import Choice, reading_of
@@ -133,6 +133,24 @@ def _checked_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
     return checked
 
 
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: dict[str, Any]
+    finish_reason: str | None
+    logprobs: dict[str, Any] | None
+
+
+class ChatCompletion(msgspec.Struct):
+    """The answer as a whole."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: UsageBody
+
+
 class ChatAnswer:
     """Deltas to chat chunks, or to one chat completion."""
 
@@ -152,8 +170,9 @@ class ChatAnswer:
         self._new_call_id = new_call_id
         reading = reading_of(generation)
         self._created = int(time.time())
-        self._choices = [Choice(reading) for _ in range(generation.num_samples)]
-        self._content_frames: list[tuple[bytes, bytes] | None] = [None] * generation.num_samples
+        num_samples = generation.num_samples
+        self._choices = [Choice(reading) for _ in range(num_samples)]
+        self._content_frames: list[tuple[bytes, bytes] | None] = [None] * num_samples
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
         """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are JSON already."""
@@ -196,24 +215,16 @@ class ChatAnswer:
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         """Collects a delta for `whole`."""
         choice = self._choices[choice_idx]
-        piece = choice.read(delta, self._generation.usage)
-        choice.collect(piece, self._new_call_id)
+        choice.collect(delta, self._generation.usage, self._new_call_id)
         if self._with_logprobs:
             choice.logprobs.extend(map(self._logprob, delta.logprobs))
 
-    def whole(self) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": "chat.completion",
-            "created": self._created,
-            "model": self._model,
-            "choices": [self._whole_choice(i, choice) for i, choice in enumerate(self._choices) if choice.finish_reason is not None],
-            "usage": self._generation.usage.as_json(),
-        }
+    def whole(self) -> ChatCompletion:
+        choices = [self._whole_choice(i, choice) for i, choice in enumerate(self._choices) if choice.finish_reason is not None]
+        return ChatCompletion(self._id, "chat.completion", self._created, self._model, choices, self._generation.usage.as_json())
 
-    def _whole_choice(self, index: int, choice: Choice) -> dict[str, Any]:
-        logprobs = {"content": choice.logprobs} if self._with_logprobs else None
-        return {"index": index, "message": choice.message(), "finish_reason": choice.finish_reason, "logprobs": logprobs}
+    def _whole_choice(self, index: int, choice: Choice) -> ChatChoice:
+        return ChatChoice(index, choice.message(), choice.finish_reason, {"content": choice.logprobs} if self._with_logprobs else None)
 
     def _call_delta(self, call: CallDelta) -> dict[str, Any]:
         """One entry of `tool_calls`; the first of a call has its id and name."""

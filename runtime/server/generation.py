@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ..engine import EngineStopped, PromptScores, QueueFull, RequestTooLarge, TokenOutput
 from ..lora.registry import UnknownAdapter
 from ..metrics import Metrics
@@ -56,6 +58,16 @@ class _Choice:
     num_tokens: int = 0
 
 
+class UsageBody(msgspec.Struct):
+    """`usage` of an answer."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+    completion_tokens_details: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens of the request so far."""
@@ -65,15 +77,12 @@ class Usage:
     num_completion_tokens: int = 0
     num_reasoning_tokens: int | None = None
 
-    def as_json(self) -> dict[str, object]:
-        reasoning = {"completion_tokens_details": {"reasoning_tokens": self.num_reasoning_tokens}}
-        return {
-            "prompt_tokens": self.num_prompt_tokens,
-            "completion_tokens": self.num_completion_tokens,
-            "total_tokens": self.num_prompt_tokens + self.num_completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
-            **(reasoning if self.num_reasoning_tokens is not None else {}),
-        }
+    def as_json(self) -> UsageBody:
+        prompt, completion = self.num_prompt_tokens, self.num_completion_tokens
+        body = UsageBody(prompt, completion, prompt + completion, {"cached_tokens": self.num_cached_tokens})
+        if self.num_reasoning_tokens is not None:
+            body.completion_tokens_details = {"reasoning_tokens": self.num_reasoning_tokens}
+        return body
 
 
 Batch = list[tuple[int, TextDelta]]
@@ -147,8 +156,9 @@ class Generation:
             accepts = prompt.constraint.accepts if prompt.constraint is not None else None
             if accepts is None and prompt.reading is not None and prompt.reading.has_headers:
                 accepts = prompt.reading.is_in_content
-            for sample_idx in range(prompt.params.n):
-                text = SampleText(self.tokenizer, prompt.token_ids, prompt.params, prompt.params.eos_token_ids, accepts, shown_ids)
+            params = prompt.params
+            for sample_idx in range(params.n):
+                text = SampleText(self.tokenizer, prompt.token_ids, params, params.eos_token_ids, accepts, shown_ids)
                 self._choices.append(_Choice(text, prompt_idx, sample_idx))
         self.num_open_choices = len(self._choices)
         try:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .._core import given_attributes
-from ..sampling import InvalidSamplingParams, ReplacedEmbeddings, SamplingParams
+from ..sampling import InvalidSamplingParams, ReplacedEmbeddings, SamplingParams, sample_seeds
 from ..tokenizer.tokenizer import Tokenizer
 from .bad_stop import bad_word_ids
 from .errors import ApiError, bad_request, invalid_value
@@ -74,8 +74,8 @@ def _stop_strings(stops: list[str], limits: Limits) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
-    """Raises ApiError."""
+def chat_params(request: ChatRequest, limits: Limits, model_eos_ids: tuple[int, ...]) -> SamplingParams:
+    """With the model's own end-of-sequence tokens, and with a seed for each sample. Raises ApiError."""
     values = sampling_fields(request, limits)
     if request.max_completion_tokens is not None:
         if request.max_tokens not in (None, request.max_completion_tokens):
@@ -86,6 +86,8 @@ def chat_params(request: ChatRequest, limits: Limits) -> SamplingParams:
     if request.logprobs:
         values["logprobs"] = request.top_logprobs or 0
         _check_range("top_logprobs", values["logprobs"], 0, limits.max_logprobs)
+    values["eos_token_ids"] = _all_eos_ids(model_eos_ids, values.get("eos_token_ids"))
+    values["seed"] = sample_seeds(values.get("seed"), request.n or 1)
     return SamplingParams.of(values)
 
 
@@ -124,18 +126,23 @@ def is_prompt_only(request: CompletionRequest) -> bool:
 
 
 def params_for_prompt(
-    params: SamplingParams, request: GenerationRequest, prompt_len: int, model_eos_ids: tuple[int, ...]
+    params: SamplingParams, request: CompletionRequest, prompt_len: int, model_eos_ids: tuple[int, ...]
 ) -> SamplingParams:
     """`params` with the limits that count prompt and answer together, with the model's own end-of-sequence tokens, and with a seed for
     each sample, drawn now, so that the answer can name them."""
-    eos_token_ids = tuple(dict.fromkeys((*model_eos_ids, *params.eos_token_ids))) if params.eos_token_ids else model_eos_ids
-    totals: dict[str, Any] = {}
-    if isinstance(request, CompletionRequest):
-        if request.max_total_tokens is not None:
-            totals["max_total_tokens"] = request.max_total_tokens
-        if request.min_total_tokens is not None:
-            totals["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
-    return params.with_(eos_token_ids=eos_token_ids, seed=params.sample_seeds(), **totals)
+    changes: dict[str, Any] = {
+        "eos_token_ids": _all_eos_ids(model_eos_ids, params.eos_token_ids),
+        "seed": sample_seeds(params.seed, params.n),
+    }
+    if request.max_total_tokens is not None:
+        changes["max_total_tokens"] = request.max_total_tokens
+    if request.min_total_tokens is not None:
+        changes["min_tokens"] = max(0, request.min_total_tokens - prompt_len)
+    return params.with_(**changes)
+
+
+def _all_eos_ids(model_eos_ids: tuple[int, ...], given_ids: tuple[int, ...] | None) -> tuple[int, ...]:
+    return tuple(dict.fromkeys((*model_eos_ids, *given_ids))) if given_ids else model_eos_ids
 
 
 def check_prompt(prompt_ids: Sequence[int], vocab_size: int, param: str) -> None:
@@ -145,9 +152,16 @@ def check_prompt(prompt_ids: Sequence[int], vocab_size: int, param: str) -> None
         raise invalid_value(f"token id {wrong} is out of range, expected 0 to {vocab_size - 1}", param)
 
 
-def as_api_error(error: InvalidSamplingParams, prompt_param: str, renamed: dict[str, str]) -> ApiError:
+def as_api_error(error: InvalidSamplingParams, prompt_param: str, request: GenerationRequest) -> ApiError:
     """The engine's complaint about a value, with the field named as the client wrote it."""
-    name = {**_API_NAMES, "prompt": prompt_param, **renamed}.get(error.field, error.field)
+    names = {**_API_NAMES, "prompt": prompt_param}
+    if isinstance(request, ChatRequest):
+        names["logprobs"] = "top_logprobs"
+        if request.max_completion_tokens is not None:
+            names["max_tokens"] = "max_completion_tokens"
+    elif isinstance(request, CompletionRequest) and request.min_total_tokens is not None:
+        names["min_tokens"] = "min_total_tokens"
+    name = names.get(error.field, error.field)
     return invalid_value(str(error).replace(f"'{error.field}'", f"'{name}'", 1), name.partition("[")[0])
 
 

@@ -24,13 +24,13 @@ def reading_of(generation: Generation) -> ReadOptions:
 
 
 class Choice:
-    """`read` each delta; `collect` what it gave when the answer is wanted as a whole."""
+    """`read` each delta, or `collect` it when the answer is wanted as a whole. `is_plain`: every text is content as it is."""
 
     __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "is_plain", "logprobs", "reasoning", "stop_string")
 
     def __init__(self, reading: ReadOptions) -> None:
-        self._reader = AnswerReader(reading)
-        self.is_plain = self._reader.is_plain
+        self._reader = AnswerReader(reading) if reading.splits_reasoning or reading.functions else None
+        self.is_plain = self._reader is None or self._reader.is_plain
         self.has_role = False
         self.reasoning: list[str] = []
         self.content: list[str] = []
@@ -41,22 +41,24 @@ class Choice:
 
     def read(self, delta: TextDelta, usage: Usage) -> AnswerPiece:
         """What a delta adds; the last one sets the finish reason: `stop`, `length` or `tool_calls`."""
-        if self.is_plain:
+        reader = self._reader
+        if reader is None:
             self.finish_reason, self.stop_string = delta.finish_reason, delta.stop_string
             return AnswerPiece("", delta.text)
-        if usage.num_reasoning_tokens is not None and self._reader.in_reasoning:
+        if usage.num_reasoning_tokens is not None and reader.in_reasoning:
             usage.num_reasoning_tokens += delta.num_tokens
-        piece = self._reader.push(delta.text)
+        piece = reader.push(delta.text)
         if delta.finish_reason is not None:
-            last = self._reader.finish()
+            last = reader.finish()
             piece = AnswerPiece(piece.reasoning + last.reasoning, piece.content + last.content, [*piece.calls, *last.calls])
-            is_call = delta.finish_reason == "stop" and self._reader.num_calls > 0
+            is_call = delta.finish_reason == "stop" and reader.num_calls > 0
             self.finish_reason = "tool_calls" if is_call else delta.finish_reason
             self.stop_string = delta.stop_string
         return piece
 
-    def collect(self, piece: AnswerPiece, new_call_id: Callable[[], str]) -> None:
-        """Keeps a piece; every call gets an id."""
+    def collect(self, delta: TextDelta, usage: Usage, new_call_id: Callable[[], str]) -> None:
+        """Keeps what a delta adds; every call gets an id."""
+        piece = self.read(delta, usage)
         self.content.append(piece.content)
         if piece.reasoning:
             self.reasoning.append(piece.reasoning)

@@ -100,7 +100,7 @@ class SampleText:
         if tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(prompt_ids, is_exact=accepts is not None, shown_ids=shown_ids)
         self._stops = StopStrings(params.stop, accepts) if params.stop else _NO_STOPS
-        self._end_ids = frozenset(params.stop_token_ids) if params.ignore_eos else frozenset((*params.stop_token_ids, *eos_ids))
+        self._end_ids = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *eos_ids)
         sequences = params.stop_token_sequences
         self._end_sequences = sorted(sequences, key=len, reverse=True) if sequences else ()
         self._held_tokens: list[TokenOutput] = []

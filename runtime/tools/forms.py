@@ -131,11 +131,12 @@ class AnswerReader:
         self._channels: ChannelParser | None = None
         self._reasoning: ReasoningParser | None = None
         self._calls: CallParser | None = None
-        if forms.channels is not None:
-            if options.splits_reasoning or options.functions:
-                self._channels = options.channel_parser(forms.channels)
+        if not (options.splits_reasoning or options.functions):
             return
-        if forms.reasoning is not None and (options.splits_reasoning or options.functions):
+        if forms.channels is not None:
+            self._channels = options.channel_parser(forms.channels)
+            return
+        if forms.reasoning is not None:
             self._reasoning = ReasoningParser(forms.reasoning, is_open=options.is_open, is_raw=not options.splits_reasoning)
         if options.functions and forms.calls is not None:
             self._calls = CallParser(forms.calls, options.functions)
