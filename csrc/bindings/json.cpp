@@ -1,4 +1,5 @@
-// What requests are read with: `_core.has_unique_names`, `_core.given_attributes`.
+// What requests are read with: functions that look at every message or field of one, so that Python needs not.
+// None of them decides: what they do not take for ordinary, Python looks at.
 #include "json/unique_names.h"
 
 #include <nanobind/nanobind.h>
@@ -19,6 +20,46 @@ nb::dict given_attributes(const nb::handle object, const nb::tuple& names) {
   return given;
 }
 
+// {"role", "content"} of each message, the role as `roles` calls it; None if a message is not just these two texts.
+nb::object plain_messages(const nb::list& messages, const nb::dict& roles) {
+  static PyObject* const role_name = PyUnicode_InternFromString("role");
+  static PyObject* const content_name = PyUnicode_InternFromString("content");
+  nb::list plain;
+  for (const nb::handle message : messages) {
+    if (!PyDict_CheckExact(message.ptr()) || PyDict_GET_SIZE(message.ptr()) != 2) return nb::none();
+    PyObject* role = PyDict_GetItemWithError(message.ptr(), role_name);
+    PyObject* content = PyDict_GetItemWithError(message.ptr(), content_name);
+    if (role == nullptr || content == nullptr || !PyUnicode_CheckExact(role) || !PyUnicode_CheckExact(content)) {
+      return nb::none();
+    }
+    PyObject* known_role = PyDict_GetItemWithError(roles.ptr(), role);
+    if (known_role == nullptr) return nb::none();
+    nb::dict copy;
+    if (PyDict_SetItem(copy.ptr(), role_name, known_role) != 0 ||
+        PyDict_SetItem(copy.ptr(), content_name, content) != 0) {
+      throw nb::python_error();
+    }
+    plain.append(copy);
+  }
+  return plain;
+}
+
+// Whether a text of a message, its role apart, holds one of the characters, or something of it is no text.
+bool may_hold(const nb::list& messages, const nb::str& characters) {
+  const Py_ssize_t num_characters = PyUnicode_GET_LENGTH(characters.ptr());
+  for (const nb::handle message : messages) {
+    for (const auto& [name, value] : nb::borrow<nb::dict>(message)) {
+      if (PyUnicode_CompareWithASCIIString(name.ptr(), "role") == 0) continue;
+      if (!PyUnicode_CheckExact(value.ptr())) return true;
+      for (Py_ssize_t i = 0; i < num_characters; ++i) {
+        const Py_UCS4 character = PyUnicode_READ_CHAR(characters.ptr(), i);
+        if (PyUnicode_FindChar(value.ptr(), character, 0, PyUnicode_GET_LENGTH(value.ptr()), 1) >= 0) return true;
+      }
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 void bind_json(nb::module_& m) {
@@ -32,6 +73,10 @@ void bind_json(nb::module_& m) {
       "and objects, and none of its objects has two fields of the same name. False: perhaps one has.");
   m.def("given_attributes", &given_attributes, nb::arg("object"), nb::arg("names"),
         "Those attributes of `object` that are not None, by name.");
+  m.def("plain_messages", &plain_messages, nb::arg("messages"), nb::arg("roles"),
+        "Messages of role and content only, the roles as `roles` calls them; None: some are others.");
+  m.def("may_hold", &may_hold, nb::arg("messages"), nb::arg("characters"),
+        "False: no text of the messages but their roles holds any of `characters`, and all of them are texts.");
 }
 
 }  // namespace fmo

@@ -63,13 +63,28 @@ std::vector<std::pair<std::string, int32_t>> words_of(const nb::dict& vocab,
   return words;
 }
 
-nb::list encode(BytePairEncoder& self, const nb::str& text, const nb::callable& encode_other) {
+struct Encoder {
+  explicit Encoder(BytePairModel model) : core(std::move(model)) {}
+
+  // The Python number of a token id; each is made once.
+  PyObject* number_of(int32_t token_id) {
+    const auto index = static_cast<size_t>(token_id);
+    if (index >= numbers.size()) numbers.resize(index + 1);
+    if (!numbers[index].is_valid()) numbers[index] = nb::int_(token_id);
+    return nb::object(numbers[index]).release().ptr();
+  }
+
+  BytePairEncoder core;
+  std::vector<nb::object> numbers;
+};
+
+nb::list encode(Encoder& self, const nb::str& text, const nb::callable& encode_other) {
   Py_ssize_t num_bytes = 0;
   const char* bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &num_bytes);
   if (bytes == nullptr) throw nb::python_error();
   std::vector<int32_t> token_ids;
   token_ids.reserve(static_cast<size_t>(num_bytes) / 2 + 8);
-  self.encode(
+  self.core.encode(
       {bytes, static_cast<size_t>(num_bytes)},
       [&](std::string_view piece, std::vector<int32_t>& ids) {
         for (const nb::handle id : encode_other(nb::str(piece.data(), piece.size())))
@@ -79,7 +94,7 @@ nb::list encode(BytePairEncoder& self, const nb::str& text, const nb::callable& 
   PyObject* result = PyList_New(static_cast<Py_ssize_t>(token_ids.size()));
   if (result == nullptr) throw nb::python_error();
   for (size_t i = 0; i < token_ids.size(); ++i) {
-    PyList_SET_ITEM(result, static_cast<Py_ssize_t>(i), PyLong_FromLong(token_ids[i]));
+    PyList_SET_ITEM(result, static_cast<Py_ssize_t>(i), self.number_of(token_ids[i]));
   }
   return nb::steal<nb::list>(result);
 }
@@ -88,12 +103,11 @@ nb::list encode(BytePairEncoder& self, const nb::str& text, const nb::callable& 
 
 void bind_tokenizer(nb::module_& m) {
   using Tokens = std::vector<std::pair<std::string, int32_t>>;
-  nb::class_<BytePairEncoder>(
-      m, "BytePairEncoder",
-      "Text to token ids for byte-level BPE; see csrc/tokenizer/byte_pair_encoder.h. It keeps the GIL.")
+  nb::class_<Encoder>(m, "BytePairEncoder",
+                      "Text to token ids for byte-level BPE; see csrc/tokenizer/byte_pair_encoder.h. It keeps the GIL.")
       .def(
           "__init__",
-          [](BytePairEncoder* self, const std::string& rule, const nb::dict& vocab, const nb::list& merges,
+          [](Encoder* self, const std::string& rule, const nb::dict& vocab, const nb::list& merges,
              const std::vector<nb::object>& byte_texts, bool ignores_merges, Tokens first_tokens, Tokens later_tokens) {
             BytePairModel model;
             model.rule = rule_named(rule);
@@ -105,7 +119,7 @@ void bind_tokenizer(nb::module_& m) {
             if (ignores_merges) model.whole_words = words_of(vocab, byte_texts);
             model.first_tokens = std::move(first_tokens);
             model.later_tokens = std::move(later_tokens);
-            new (self) BytePairEncoder(std::move(model));
+            new (self) Encoder(std::move(model));
           },
           nb::arg("rule"), nb::arg("vocab"), nb::arg("merges"), nb::kw_only(), nb::arg("byte_texts"),
           nb::arg("ignores_merges"), nb::arg("first_tokens"), nb::arg("later_tokens"),
@@ -114,7 +128,7 @@ void bind_tokenizer(nb::module_& m) {
           "others.")
       .def("encode", &encode, nb::arg("text"), nb::arg("encode_other"),
            "Token ids of `text`; `encode_other(piece)` gives those of the pieces that are not ASCII.")
-      .def_prop_ro("num_known_words", &BytePairEncoder::num_known_words);
+      .def_prop_ro("num_known_words", [](const Encoder& self) { return self.core.num_known_words(); });
 }
 
 }  // namespace fmo

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from .._core import plain_messages
 from ..tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_prompt
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
@@ -38,9 +39,7 @@ def chat_prompt(
     request: ChatRequest, tokenizer: Tokenizer, template: ChatTemplate, limits: Limits, plan: ChatPlan, forms: AnswerForms | None
 ) -> tuple[list[int], str]:
     """Token ids of the conversation up to the assistant's turn, and the end of its text. Raises ApiError."""
-    messages = checked_messages(request.messages, limits)
-    if forms is not None:
-        messages = [forms.history_message(message) if len(message) > 2 else message for message in messages]
+    messages = checked_messages(request.messages, limits, forms)
     tools = plan.tools.tools if plan.tools is not None else None
     try:
         return encode_prompt(template, tokenizer, messages, variables=plan.template_variables, tools=tools)
@@ -49,20 +48,17 @@ def chat_prompt(
         raise invalid_value(str(error), param, code="chat_template") from None
 
 
-def checked_messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
-    """The messages as templates expect them: roles known, content a string, tool arguments parsed. Raises ApiError."""
+def checked_messages(messages: list[dict[str, Any]], limits: Limits, forms: AnswerForms | None) -> list[dict[str, Any]]:
+    """The messages as templates expect them: roles known, content a string, tool arguments parsed, in the model's form. Raises ApiError."""
     if not messages:
         raise invalid_value("'messages' is empty, expected at least one message", "messages")
     if len(messages) > limits.max_messages:
         raise invalid_value(f"'messages' has {len(messages)} entries, at most {limits.max_messages} are allowed", "messages")
-    checked = []
-    for i, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
-        if len(message) == 2 and type(content) is str and type(role) is str and role in _PLAIN_ROLES:
-            checked.append({"role": _PLAIN_ROLES[role], "content": content})
-        else:
-            checked.append(_checked_message(message, f"messages[{i}]"))
-    return checked
+    plain = plain_messages(messages, _PLAIN_ROLES)
+    if plain is not None:
+        return plain
+    checked = [_checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    return checked if forms is None else [forms.history_message(message) for message in checked]
 
 
 def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:

@@ -48,7 +48,10 @@ class Tokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
-        self._special_beginnings = tuple({text[:1] for text in self._special_texts})
+        from .. import _core  # here, so that importing this module loads no native code
+
+        self._may_hold = _core.may_hold
+        self._special_beginnings = "".join({text[:1] for text in self._special_texts})
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
         self._words = word_encoder(backend)
@@ -123,17 +126,13 @@ class Tokenizer:
 
     def may_spell_special(self, messages: list[dict[str, Any]]) -> bool:
         """Whether a text of the messages may spell a special token. False for messages of texts that surely do not."""
-        if not self._special_texts:
+        if not self._may_hold(messages, self._special_beginnings):
             return False
+        spelled = self._special_pattern.search
         for message in messages:
             for key, value in message.items():
-                if key == "role":
-                    continue
-                if type(value) is not str:
+                if key != "role" and (type(value) is not str or spelled(value) is not None):
                     return True
-                for beginning in self._special_beginnings:
-                    if beginning in value and self._special_pattern.search(value) is not None:
-                        return True
         return False
 
     def mark_special_text(self, value: Any, mark: str) -> Any:
