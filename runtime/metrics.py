@@ -10,9 +10,9 @@ it lacks.
 
 from __future__ import annotations
 
-import bisect
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ._core import Buckets, Window
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 QUANTILES = (0.5, 0.9, 0.99)
@@ -44,20 +44,16 @@ class Histogram:
     def __init__(self, name: str, help_text: str, bounds: Sequence[float]) -> None:
         self.name, self.help_text = name, help_text
         self._bounds = tuple(bounds)
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect.bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self._buckets = Buckets(list(bounds))
+        self.observe = self._buckets.observe
 
     def samples(self) -> Iterator[tuple[str, str, float]]:
         total = 0
-        for bound, count in zip((*map(_number, self._bounds), "+Inf"), self._counts, strict=True):
+        for bound, count in zip((*map(_number, self._bounds), "+Inf"), self._buckets.counts, strict=True):
             total += count
             yield "_bucket", f'le="{bound}"', total
         yield "_count", "", total
-        yield "_sum", "", self._sum
+        yield "_sum", "", self._buckets.sum
 
 
 class Summary:
@@ -67,21 +63,16 @@ class Summary:
 
     def __init__(self, name: str, help_text: str) -> None:
         self.name, self.help_text = name, help_text
-        self._recent: deque[float] = deque(maxlen=WINDOW_REQUESTS)
-        self._count, self._sum = 0, 0.0
-
-    def observe(self, value: float) -> None:
-        self._recent.append(value)
-        self._count += 1
-        self._sum += value
+        self._window = Window(WINDOW_REQUESTS)
+        self.observe = self._window.observe
 
     def samples(self) -> Iterator[tuple[str, str, float]]:
-        ordered = sorted(self._recent)
+        ordered = sorted(self._window.recent)
         for quantile in QUANTILES:
             value = ordered[min(int(quantile * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
             yield "", f'quantile="{quantile}"', value
-        yield "_count", "", self._count
-        yield "_sum", "", self._sum
+        yield "_count", "", self._window.count
+        yield "_sum", "", self._window.sum
 
 
 class Metrics:

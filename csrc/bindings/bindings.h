@@ -11,5 +11,6 @@ void bind_engine(nanobind::module_& m);
 void bind_tokenizer(nanobind::module_& m);
 void bind_json(nanobind::module_& m);
 void bind_http(nanobind::module_& m);
+void bind_metrics(nanobind::module_& m);
 
 }  // namespace fmo

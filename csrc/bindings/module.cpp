@@ -11,4 +11,5 @@ NB_MODULE(_core, m) {
   fmo::bind_tokenizer(m);
   fmo::bind_json(m);
   fmo::bind_http(m);
+  fmo::bind_metrics(m);
 }
