@@ -211,7 +211,7 @@ class ChatAnswer:
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         """Collects a delta for `whole`."""
         choice = self._choices[choice_idx]
-        choice.collect(delta, self._generation.usage, self._new_call_id)
+        choice.collect(choice.read(delta, self._generation.usage), self._new_call_id)
         if self._with_logprobs:
             choice.logprobs.extend(map(self._logprob, delta.logprobs))
 

@@ -174,7 +174,7 @@ class MessagesAnswer:
         self._open_kind = ""
 
     def add(self, choice_idx: int, delta: TextDelta) -> None:
-        self._choice.collect(delta, self._generation.usage, self._new_call_id)
+        self._choice.collect(self._choice.read(delta, self._generation.usage), self._new_call_id)
 
     def whole(self) -> dict[str, Any]:
         choice = self._choice

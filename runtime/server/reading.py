@@ -24,7 +24,7 @@ def reading_of(generation: Generation) -> ReadOptions:
 
 
 class Choice:
-    """`read` each delta, or `collect` it when the answer is wanted as a whole. `is_plain`: every text is content as it is."""
+    """`read` each delta; `collect` what it gave when the answer is wanted as a whole. `is_plain`: every text is content as it is."""
 
     __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "is_plain", "logprobs", "reasoning", "stop_string")
 
@@ -56,9 +56,8 @@ class Choice:
             self.stop_string = delta.stop_string
         return piece
 
-    def collect(self, delta: TextDelta, usage: Usage, new_call_id: Callable[[], str]) -> None:
-        """Keeps what a delta adds; every call gets an id."""
-        piece = self.read(delta, usage)
+    def collect(self, piece: AnswerPiece, new_call_id: Callable[[], str]) -> None:
+        """Keeps a piece; every call gets an id."""
         self.content.append(piece.content)
         if piece.reasoning:
             self.reasoning.append(piece.reasoning)
