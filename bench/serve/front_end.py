@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import http.client
 import json
 import multiprocessing
@@ -35,7 +34,7 @@ from friendli_runtime.metrics import Metrics
 from friendli_runtime.server.app import App, AppOptions, ServedModel
 from friendli_runtime.server.bridge import Bridge
 from friendli_runtime.server.protocol import HttpServer
-from friendli_runtime.server.serve import bind
+from friendli_runtime.server.serve import bind, calm_collector, restore_collector
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from machine import ROOT, Busy, commit, cpu_name, record
@@ -120,8 +119,7 @@ class Server:
         async def run() -> None:
             bridge.attach(self._engine, asyncio.get_running_loop())
             app.warm_up()
-            gc.collect()
-            gc.freeze()  # as the server does
+            calm_collector()
             is_up.set()
             await self._server.run_on_socket()
 
@@ -131,7 +129,7 @@ class Server:
 
     def stop(self) -> None:
         self._server.stop()
-        gc.unfreeze()
+        restore_collector()
         self._thread.join()
         self._engine.shutdown()
 

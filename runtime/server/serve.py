@@ -32,6 +32,8 @@ from .errors import unavailable
 
 EXIT_OK = 0
 EXIT_CUT_OFF = 4
+_USUAL_THRESHOLDS = gc.get_threshold()
+_NEW_OBJECTS_BEFORE_COLLECTION = 20_000
 _DRAIN_POLL_S = 0.02
 _OTHER_FILES = 256
 """Open files that are not connections."""
@@ -78,7 +80,7 @@ def serve(options: ServeOptions, announce: Callable[[str], None]) -> int:
                 announce(line)
             return asyncio.run(_run(app, loaded, web_socket, metrics_socket, options, announce))
         finally:
-            gc.unfreeze()
+            restore_collector()
             loaded.close()
 
 
@@ -126,6 +128,18 @@ def _bind_error(error: OSError, host: str, port: int, option: str) -> ConfigErro
     return ConfigError(f"port {port} on {host} cannot be bound: {error.strerror}", where=f"{option}, --host", hint="check --host")
 
 
+def calm_collector() -> None:
+    """Python's collector need not look again and again at what is there now, nor as often as it does: requests leave no circles behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NEW_OBJECTS_BEFORE_COLLECTION, *_USUAL_THRESHOLDS[1:])
+
+
+def restore_collector() -> None:
+    gc.set_threshold(*_USUAL_THRESHOLDS)
+    gc.unfreeze()
+
+
 async def _run(
     app: App,
     loaded: LoadedModel | LoadedEmbedder,
@@ -140,8 +154,7 @@ async def _run(
     app.bridge.attach(cast(TokenEngine, loaded.engine), asyncio.get_running_loop() if isinstance(loaded, LoadedModel) else None)
     if isinstance(loaded, LoadedModel):
         app.warm_up()
-    gc.collect()
-    gc.freeze()  # what is there now stays: the collector need not look at it again and again
+    calm_collector()
     servers = [
         HttpServer(app, options.app.limits, web_socket, app.refuse),
         HttpServer(MetricsApp(app.metrics), options.app.limits, metrics_socket),
