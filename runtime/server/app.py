@@ -40,7 +40,7 @@ from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
 from .generation import Batch, Consumer, Generation, Prompt
 from .grammar_queue import GrammarQueue
-from .http import EventStream, read_request, send_body, send_error, send_json
+from .http import JSON, EventStream, encode_json, read_request, send_body, send_error, send_json
 from .limits import Limits
 from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
 
@@ -308,10 +308,10 @@ class App:
     async def _made(self, exchange: Exchange, request: Any, target: Target, make_prompts: PromptMaker) -> list[Prompt]:
         """The prompts of a request, made on the thread that its size and its grammar call for."""
         size = exchange.header(b"content-length") or b""
+        num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
         if _may_compile(request):
-            num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
             prompts = await self._grammars.run(num_bytes, lambda asked: make_prompts(asked, target), request)
-        elif size.isdigit() and int(size) <= _INLINE_BODY_BYTES:
+        elif num_bytes <= _INLINE_BODY_BYTES:
             prompts = make_prompts(request, target)
         else:
             prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request, target)
@@ -366,7 +366,7 @@ class App:
     ) -> None:
         if not request.stream:
             await self._run(generation, exchange, _collector(answer))
-            send_json(exchange, answer.whole())
+            exchange.answer(200, encode_json(answer.whole()), JSON)
             return
         stream = EventStream(exchange)
 
@@ -391,7 +391,7 @@ class App:
         """As `_answer`, for APIs whose streams have named events."""
         if not request.stream:
             await self._run(generation, exchange, _collector(answer))
-            send_json(exchange, answer.whole())
+            exchange.answer(200, encode_json(answer.whole()), JSON)
             return
         stream = EventStream(exchange)
 

@@ -33,18 +33,18 @@ class Detokenizer(Protocol):
 
 
 class TableDetokenizer:
-    """Streams bytes of a PieceTable through a UTF-8 decoder."""
+    """Streams bytes of a PieceTable through a UTF-8 decoder. `is_exact`: each token, the first too, as in the middle of a text."""
 
     __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_texts", "_utf8")
 
-    def __init__(self, table: PieceTable, hidden_ids: frozenset[int], prompt_ids: Sequence[int], *, is_exact: bool = False) -> None:
+    def __init__(self, table: PieceTable, hidden_ids: frozenset[int], is_exact: bool) -> None:
         self._table = table
         self._texts = table.texts
         self._hidden = hidden_ids
         self._utf8: codecs.IncrementalDecoder | None = None  # made when a token begins or ends within a character
-        self._at_start = not is_exact and hidden_ids.issuperset(prompt_ids)
-        self._lead_left = table.lead_count if self._at_start else 0
-        self._is_whole = not self._at_start  # nothing is held back and nothing left to strip
+        self._at_start = not is_exact
+        self._lead_left = 0 if is_exact else table.lead_count
+        self._is_whole = is_exact  # nothing is held back and nothing left to strip
 
     def push(self, token_id: int) -> str:
         if token_id in self._hidden:

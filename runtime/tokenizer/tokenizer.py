@@ -100,7 +100,7 @@ class Tokenizer:
         """
         hidden_ids = self._hidden_ids - shown_ids if shown_ids else self._hidden_ids
         if self._table is not None:
-            return TableDetokenizer(self._table, hidden_ids, prompt_ids, is_exact=is_exact)
+            return TableDetokenizer(self._table, hidden_ids, is_exact or not hidden_ids.issuperset(prompt_ids))
         return WindowDetokenizer(self.backend, hidden_ids, prompt_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
