@@ -14,7 +14,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from .chat import finite
 from .errors import ApiError, bad_request, invalid_value
 from .fields import CompletionRequest
-from .generation import Generation
+from .generation import Generation, UsageBody
 from .limits import Limits
 from .params import is_prompt_only
 
@@ -144,7 +144,7 @@ class CompletionAnswer:
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         return {"id": self._id, "object": "text_completion", "created": int(time.time()), "model": self._model, "choices": [choice]}
 
-    def _usage(self) -> dict[str, object]:
+    def _usage(self) -> UsageBody:
         usage = self._generation.usage
         return (replace(usage, num_completion_tokens=0) if self._is_prompt_only else usage).as_json()
 
