@@ -1,8 +1,10 @@
 """/metrics: the names, types and values that dashboards rely on."""
 
+import random
 from collections.abc import Callable
 
 import httpx
+from friendli_runtime.metrics import WINDOW_REQUESTS, Histogram, Summary
 from prometheus_client.parser import text_string_to_metric_families
 
 from .conftest import TestServer
@@ -69,3 +71,21 @@ def test_histogram_buckets_are_cumulative_and_end_with_all(server: TestServer) -
 def test_the_metrics_port_has_nothing_else(server: TestServer) -> None:
     assert httpx.get(server.metrics_url + "/v1/models").status_code == 404
     assert server.client.get("/metrics").status_code == 404
+
+
+def test_a_histogram_counts_what_is_at_most_each_bound_and_a_summary_keeps_the_last_values() -> None:
+    draw = random.Random(0)
+    bounds, values = [0.0, 0.5, 1.0, 4.0], [draw.choice([-1.0, 0.0, 0.25, 0.5, 1.0, 3.0, 4.0, 9.0]) for _ in range(500)]
+    histogram = Histogram("h", "", bounds)
+    for value in values:
+        histogram.observe(value)
+    counted = {labels or name: number for name, labels, number in histogram.samples()}
+    for bound, name in zip((*bounds, float("inf")), ("0", "0.5", "1", "4", "+Inf"), strict=True):
+        assert counted[f'le="{name}"'] == sum(value <= bound for value in values)
+    assert counted["_count"] == 500 and counted["_sum"] == sum(values)
+    summary = Summary("s", "")
+    for number in range(3 * WINDOW_REQUESTS + 10):
+        summary.observe(number)
+    kept = {labels or name: number for name, labels, number in summary.samples()}
+    assert kept['quantile="0.5"'] == 2 * WINDOW_REQUESTS + 10 + WINDOW_REQUESTS // 2
+    assert kept["_count"] == 3 * WINDOW_REQUESTS + 10 and kept["_sum"] == sum(range(3 * WINDOW_REQUESTS + 10))

@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from friendli_runtime._core import has_unique_names
+from friendli_runtime._core import has_unique_names, plain_messages
+from friendli_runtime.server import chat
 from friendli_runtime.server.errors import ApiError
 from friendli_runtime.server.fields import IGNORED, ChatRequest, CompletionRequest, decode_request
 from friendli_runtime.server.http import parse_json_object, parse_request
@@ -129,3 +130,25 @@ def test_random_objects_have_the_names_that_the_parser_sees() -> None:
         seen.add(expected)
         assert is_surely_unique(body.encode()) == expected, body
     assert seen == {True, False}
+
+
+def test_messages_that_are_checked_at_once_are_as_those_checked_one_by_one() -> None:
+    rng = random.Random(5)
+    roles: list[Any] = ["user", "system", "developer", "assistant", "tool", "nobody", None, 1]
+    contents: list[Any] = ["text", "", None, [{"type": "text", "text": "x"}], 1]
+    num_at_once = 0
+    for _ in range(2000):
+        messages: list[dict[str, Any]] = []
+        for _ in range(rng.randrange(1, 4)):
+            message = {"role": rng.choice(roles[: rng.choice([4, 8])]), "content": rng.choice(contents[: rng.choice([2, 5])])}
+            if rng.random() < 0.1:
+                message["name"] = rng.choice(["n", None])
+            if rng.random() < 0.1:
+                del message[rng.choice(["role", "content"])]
+            messages.append(message)
+        at_once = plain_messages(messages, chat._PLAIN_ROLES)
+        if at_once is not None:
+            num_at_once += 1
+            assert at_once == [chat._checked_message(message, "messages[0]") for message in messages]
+            assert all(list(message) == ["role", "content"] for message in at_once)
+    assert 200 < num_at_once < 1800
