@@ -12,8 +12,9 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from ..sampling import SamplingParams
 from ..structured.after_reasoning import AfterReasoning
@@ -35,8 +36,7 @@ _ALPHANUMERIC = string.ascii_letters + string.digits
 AnyConstraint = Constraint | CallConstraint | AfterReasoning | ChannelConstraint
 
 
-@dataclass(slots=True)
-class ChatPlan:
+class ChatPlan(msgspec.Struct):
     """Of one chat request, before its prompt is known. `tools`: None when the model may not call."""
 
     tools: ToolRequest | None

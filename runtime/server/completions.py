@@ -9,6 +9,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
 from .chat import finite
@@ -146,7 +148,7 @@ class CompletionAnswer:
 
     def _usage(self) -> UsageBody:
         usage = self._generation.usage
-        return (replace(usage, num_completion_tokens=0) if self._is_prompt_only else usage).as_json()
+        return (msgspec.structs.replace(usage, num_completion_tokens=0) if self._is_prompt_only else usage).as_json()
 
     def _prompt_text(self, choice_idx: int) -> str:
         return self._generation.prompt_text(choice_idx) if self._with_prompt else ""

@@ -14,7 +14,6 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import msgspec
 
@@ -37,8 +36,7 @@ from .running import Waiter
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class Prompt:
+class Prompt(msgspec.Struct):
     """Token ids and what to do with them; `params.seed` is fixed, one seed per sample.
 
     `constraint`: what the answers must look like. `reading`: how the answers of a chat are read.
@@ -50,8 +48,7 @@ class Prompt:
     reading: ReadOptions | None = None
 
 
-@dataclass(slots=True)
-class _Choice:
+class _Choice(msgspec.Struct):
     text: SampleText
     prompt_idx: int
     sample_idx: int
@@ -68,8 +65,7 @@ class UsageBody(msgspec.Struct):
     completion_tokens_details: dict[str, int] | msgspec.UnsetType = msgspec.UNSET
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """Tokens of the request so far."""
 
     num_prompt_tokens: int = 0
@@ -90,8 +86,7 @@ Batch = list[tuple[int, TextDelta]]
 Consumer = Callable[[Batch], None]
 
 
-@dataclass(slots=True, eq=False)
-class Generation:
+class Generation(msgspec.Struct, eq=False):
     """A request in flight: `run` it once. It is a `bridge.Receiver` and an `exchange.Listener`."""
 
     bridge: Bridge
@@ -100,17 +95,17 @@ class Generation:
     prompts: list[Prompt]
     deadline_s: float | None = None
     adapter: str | None = None  # None: the base model
-    usage: Usage = field(default_factory=Usage)
-    prompt_scores: dict[int, PromptScores] = field(default_factory=dict)  # by prompt, for requests that ask for them
+    usage: Usage = msgspec.field(default_factory=Usage)
+    prompt_scores: dict[int, PromptScores] = msgspec.field(default_factory=dict)  # by prompt, for requests that ask for them
     num_open_choices: int = 0
-    _outputs: list[tuple[int, list[TokenOutput]]] = field(default_factory=list)  # with the index of their prompt
-    _consume: Consumer = field(default=lambda batch: None)
-    _end: Waiter = field(default_factory=Waiter)
+    _outputs: list[tuple[int, list[TokenOutput]]] = msgspec.field(default_factory=list)  # with the index of their prompt
+    _consume: Consumer = lambda batch: None
+    _end: Waiter = msgspec.field(default_factory=Waiter)
     _failure: Exception | None = None
     _is_paused: bool = False
-    _choices: list[_Choice] = field(default_factory=list)
-    _request_ids: list[int] = field(default_factory=list)
-    _start_time: float = field(default_factory=time.monotonic)
+    _choices: list[_Choice] = msgspec.field(default_factory=list)
+    _request_ids: list[int] = msgspec.field(default_factory=list)
+    _start_time: float = msgspec.field(default_factory=time.monotonic)
     _timer: asyncio.TimerHandle | None = None
     _has_first_token: bool = False
 
