@@ -97,6 +97,7 @@ def fuse_adapters(wanted: Iterable[str], traced: TracedModel) -> FusedAdapters:
     for text in wanted:
         path, strength = parse_strength(text)
         adapter = Adapter.load(find_adapter(path))
+        adapter.require_complete(_linear_modules(traced))
         adapters.append(FusedAdapter(adapter.folder.name if adapter.folder.name == path.rsplit("/", 1)[-1] else path, strength, adapter))
         for module, part in adapter.modules.items():
             merge = _merge_of(module, part, traced, adapter)
@@ -149,9 +150,12 @@ def _require_untied(name: str, traced: TracedModel, where: str) -> None:
 
 
 def _nearest(module: str, traced: TracedModel) -> str:
-    names = [name for name, found in traced.skeleton.named_modules() if isinstance(found, torch.nn.Linear | Conv1D)]
-    near = difflib.get_close_matches(module, names, 1, cutoff=0.0)
+    near = difflib.get_close_matches(module, _linear_modules(traced), 1, cutoff=0.0)
     return f"the nearest linear layer is '{near[0]}'; the adapter may belong to another model" if near else "it has no linear layers"
+
+
+def _linear_modules(traced: TracedModel) -> list[str]:
+    return [name for name, found in traced.skeleton.named_modules() if isinstance(found, torch.nn.Linear | Conv1D)]
 
 
 def _relative_error(module: torch.nn.Module, merge: Merge, weight: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,18 @@ class Adapter:
         modules = _modules(config, path, _read_tensors(path))
         return Adapter(folder, config, modules, hashlib.sha256(path.read_bytes()).hexdigest())
 
+    def require_complete(self, linear_modules: Iterable[str]) -> None:
+        """`linear_modules`: of the model. As in PEFT, a target may name others.
+
+        Raises AdapterError where one is targeted and has no tensors: it would be a weaker adapter in silence."""
+        if self.config.target_modules == "all-linear":  # without the head, which only the model's own class can tell
+            return
+        missing = [name for name in linear_modules if self.config.targets(name) and name not in self.modules]
+        if missing:
+            shown = ", ".join(f"'{name}'" for name in missing[:MAX_NAMES_SHOWN])
+            what = f"{CONFIG_FILE} targets {shown}{' …' if len(missing) > MAX_NAMES_SHOWN else ''}, and the file has no tensors for it"
+            raise _error(self.folder / WEIGHTS_FILE, what, "download the adapter again, or correct the targets")
+
 
 def _require_safetensors(path: Path) -> None:
     if path.is_file():
@@ -99,16 +111,21 @@ def _modules(config: AdapterConfig, path: Path, tensors: dict[str, np.ndarray]) 
     for name, array in tensors.items():
         match = TENSOR_NAME.fullmatch(name)
         if match is None or ".base_layer" in name:
-            kind = "changes an embedding" if "lora_embedding" in name else "is no lora_A or lora_B of a linear layer"
-            raise _error(path, f"'{name}' {kind}, which is not supported", "train the adapter for linear layers only")
+            raise _error(path, f"'{name}' {_kind(name)}, which is not supported", "train or save the adapter with linear layers only")
         if array.ndim != 2:
             raise _error(path, f"'{name}' has shape {list(array.shape)}, expected two dims", "train the adapter for linear layers only")
         halves.setdefault(match["module"], {})[match["half"]] = array
     if not halves:
         raise _error(path, "the file holds no tensors", "download the adapter again")
     modules = {module: _low_rank(config, path, module, pair) for module, pair in sorted(halves.items())}
-    _require_all_found(config, path, modules)
     return modules
+
+
+def _kind(name: str) -> str:
+    """What a tensor is that is no half of a linear layer's pair."""
+    if "lora_embedding" in name:
+        return "changes an embedding"
+    return "is no lora_A or lora_B of a linear layer" if "lora_" in name else "replaces a whole tensor of the model"
 
 
 def _low_rank(config: AdapterConfig, path: Path, module: str, pair: dict[str, np.ndarray]) -> LowRank:
@@ -121,16 +138,6 @@ def _low_rank(config: AdapterConfig, path: Path, module: str, pair: dict[str, np
         shapes = f"lora_A {list(down.shape)} and lora_B {list(up.shape)}"
         raise _error(path, f"'{module}' has {shapes}, the config says rank {config.rank(module)}", "save config and weights together")
     return LowRank(down, up, config.scale(module))
-
-
-def _require_all_found(config: AdapterConfig, path: Path, modules: Mapping[str, LowRank]) -> None:
-    """Every name in a list of targets has tensors: a half-written file would be a weaker adapter in silence."""
-    if isinstance(config.target_modules, str):
-        return
-    missing = [name for name in config.target_modules if not any(m == name or m.endswith(f".{name}") for m in modules)]
-    if missing:
-        shown = ", ".join(missing[:MAX_NAMES_SHOWN])
-        raise _error(path, f"{CONFIG_FILE} targets {shown}, and the file has no tensors for it", "download the adapter again")
 
 
 def _error(path: Path, what: str, hint: str) -> AdapterError:

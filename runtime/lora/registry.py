@@ -79,6 +79,7 @@ class AdapterRegistry:
             self._require_free(name)
             folder = find_adapter(path)
             adapter, template = Adapter.load(folder), self.read_template(folder)
+            adapter.require_complete(self._core.adapter_modules())
             slot = next(slot for slot in range(MAX_ADAPTERS + 1) if slot not in self._taken_slots)
             if slot == MAX_ADAPTERS:
                 raise AdapterError(f"{MAX_ADAPTERS} adapters are loaded", where=name, hint="unload one first")
@@ -119,11 +120,12 @@ class AdapterRegistry:
         return adapter
 
     def release(self, adapter: LoadedAdapter) -> None:
+        """Never waits for a step or a load, as freeing the memory does: it is called where all outputs are handed out."""
         with self._lock:
             adapter.num_users -= 1
             is_last = adapter.num_users == 0 and adapter.is_leaving
         if is_last:
-            self._free(adapter)
+            threading.Thread(target=self._free, args=(adapter,), name="fmo-free-adapter").start()
 
     def get(self, name: str) -> LoadedAdapter:
         """Raises UnknownAdapter."""

@@ -109,6 +109,9 @@ def test_the_memory_of_an_adapter_is_given_back_with_its_last_user(llm: LLM) -> 
     next(stream)
     llm.unload_adapter("law")
     list(stream)
+    for thread in threading.enumerate():
+        if thread.name == "fmo-free-adapter":
+            thread.join()
     assert core.memory()["adapter_bytes"] < before
 
 

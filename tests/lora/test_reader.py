@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from friendli_runtime.lora.adapter import Adapter
 from friendli_runtime.lora.config import AdapterConfig, AdapterError
 from friendli_runtime.lora.source import find_adapter, parse_adapter_list
@@ -59,11 +60,11 @@ REFUSED: dict[str, Damage] = {
     "'r' is -1": lambda config, tensors: config.update(r=-1),
     "is no regular expression": lambda config, tensors: config.update(target_modules="(q_proj"),
     "config does not target|does not target it": lambda config, tensors: config.update(target_modules=["v_proj"]),
-    "targets k_proj, and the file has no": lambda config, tensors: config.update(target_modules=["q_proj", "v_proj", "k_proj"]),
     "the config says rank 8": lambda config, tensors: config.update(r=8),
     "has lora_B and not the other half": lambda config, tensors: tensors.pop(Q0, None) is None,
     "changes an embedding": lambda config, tensors: tensors.update({"base_model.model.model.embed_tokens.lora_embedding_A": tensors[Q0]}),
-    "is no lora_A or lora_B": lambda config, tensors: tensors.update({"base_model.model.score.weight": tensors[Q0]}),
+    "is no lora_A or lora_B": lambda config, tensors: tensors.update({Q0.replace("lora_A", "lora_C"): tensors[Q0]}),
+    "replaces a whole tensor of the model": lambda config, tensors: tensors.update({"base_model.model.lm_head.weight": tensors[Q0]}),
     "not finite": lambda config, tensors: tensors[Q0].__setitem__((0, 0), np.nan),
     "is I64, expected|is malformed": lambda config, tensors: tensors.update({Q0: tensors[Q0].astype(np.int64)}),
 }
@@ -74,6 +75,37 @@ def test_what_cannot_be_honoured_is_refused_by_name(message: str, adapter: Path)
     with pytest.raises(AdapterError, match=message) as caught:
         Adapter.load(damaged(adapter, REFUSED[message]))
     assert caught.value.where and caught.value.hint
+
+
+LLAMA_MODULES = [f"model.layers.{layer}.self_attn.{part}_proj" for layer in (0, 1) for part in "qkvo"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "v_proj", "c_attn", "w1"]},  # a list for many architectures
+        {"target_modules": ["q_proj", "v_proj", "o_proj"], "exclude_modules": ["o_proj"]},
+        {"target_modules": ["q_proj", "k_proj"], "exclude_modules": r".*layers\.1.*"},
+        {"target_modules": "all-linear"},
+        {"target_modules": r".*layers\.0.*\.(q|v)_proj"},
+    ],
+)
+def test_what_peft_saves_is_complete(config: dict[str, Any], saved_model: SavedModel, tmp_path: Path) -> None:
+    model, _ = saved_model("llama")
+    make_adapter(model, tmp_path / "adapter", **config)
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    Adapter.load(tmp_path / "adapter").require_complete(linear)
+
+
+def test_a_targeted_module_of_the_model_without_tensors_is_refused_by_its_name(adapter: Path) -> None:
+    Adapter.load(adapter).require_complete(LLAMA_MODULES)
+
+    def lose_a_layer(config: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if "layers.1.self_attn.v_proj" in name]:
+            del tensors[name]
+
+    with pytest.raises(AdapterError, match=r"targets 'model.layers.1.self_attn.v_proj', and the file has no tensors"):
+        Adapter.load(damaged(adapter, lose_a_layer)).require_complete(LLAMA_MODULES)
 
 
 def test_half_precision_is_read_exactly(adapter: Path) -> None:
