@@ -5,7 +5,8 @@
 A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
 (`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, taking outputs from the engine, detokenizing,
 writing, and what the kernel does for it. The null engine (null_engine.py) answers with a known text; each of its steps gives one token to
-every request. A request is a chat of about 100 tokens on a connection that stays open.
+every request. A request is a chat of about 100 tokens on a connection that stays open. Instructions of the event loop are counted too, where
+the machine counts them: they tell versions apart that time on a shared machine does not.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     request        unstreamed chat requests of one token, one after the other: the server sleeps between them
@@ -26,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind, calm_collector, restore_collector
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
+from instructions import InstructionCounter
 from machine import ROOT, Busy, commit, cpu_name, record
 from null_engine import NullEngine
 from tokenizers import Tokenizer as Backend
@@ -107,6 +110,7 @@ class Server:
         eos_id = tokenizer.backend.token_to_id("<|end|>")
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
         script = tokenizer.encode(ANSWER, add_special_tokens=False)
+        self.instructions: InstructionCounter | None = None
         self._engine = NullEngine(script, tokenizer.backend.get_vocab_size(), MAX_CONTEXT_LEN, STEP_S)
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())
@@ -120,6 +124,7 @@ class Server:
             bridge.attach(self._engine, asyncio.get_running_loop())
             app.warm_up()
             calm_collector()
+            self.instructions = InstructionCounter.of_this_thread()
             is_up.set()
             await self._server.run_on_socket()
 
@@ -164,32 +169,52 @@ def ask_at_once(port: int, num_streams: int, num_requests: int, num_tokens: int,
         thread.join()
 
 
-def cpu_s(target: Callable[..., None], *args: Any, **kwargs: Any) -> float:
-    """CPU time of this process while `target` runs in another."""
+def cost(server: Server, target: Callable[..., None], *args: Any, **kwargs: Any) -> Cost:
+    """What this process does while `target` asks the server from another."""
     context = multiprocessing.get_context("spawn")
-    client = context.Process(target=target, args=args, kwargs=kwargs)
-    started_s = time.process_time()
+    client = context.Process(target=target, args=(server.port, *args), kwargs=kwargs)
+    started = Cost.so_far(server)
     client.start()
     while client.is_alive():
         client.join(0.05)
     assert client.exitcode == 0, "the client failed"
-    return time.process_time() - started_s
+    return Cost.so_far(server) - started
 
 
-def measure(port: int, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
-    """Microseconds of CPU per empty request, request and token. Differences, so that starting the client and idling do not count."""
+@dataclass(frozen=True)
+class Cost:
+    """`instructions`: of the event loop, in user mode; None where the machine does not count them."""
+
+    cpu_s: float
+    instructions: int | None
+
+    @classmethod
+    def so_far(cls, server: Server) -> Cost:
+        return cls(time.process_time(), None if server.instructions is None else server.instructions.read())
+
+    def __sub__(self, other: Cost) -> Cost:
+        both = self.instructions, other.instructions
+        return Cost(self.cpu_s - other.cpu_s, None if both[0] is None or both[1] is None else both[0] - both[1])
+
+    def per(self, name: str, num: int) -> dict[str, float]:
+        counted = {} if self.instructions is None else {f"{name}_kilo_instructions": self.instructions / num / 1e3}
+        return {f"{name}_us": self.cpu_s / num * 1e6, **counted}
+
+
+def measure(server: Server, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
+    """What an empty request, a request and a token cost. Differences, so that starting the client and idling do not count."""
     few, many = num_requests // 10, num_requests
-    cpu_s(ask, port, few, 1, stream=False)  # a server that runs has seen the common words
-    ping_s = cpu_s(ping, port, many) - cpu_s(ping, port, few)
-    request_s = cpu_s(ask, port, many, 1, stream=False) - cpu_s(ask, port, few, 1, stream=False)
+    cost(server, ask, few, 1, stream=False)  # a server that runs has seen the common words
+    pings = cost(server, ping, many) - cost(server, ping, few)
+    requests = cost(server, ask, many, 1, stream=False) - cost(server, ask, few, 1, stream=False)
     each = max(2, num_requests // num_streams)
-    loaded_s = cpu_s(ask_at_once, port, num_streams, each, 1, stream=False) - cpu_s(ask_at_once, port, num_streams, 1, 1, stream=False)
-    short_s, long_s = (cpu_s(ask_at_once, port, num_streams, 2, num, stream=True) for num in (2, num_tokens))
+    loaded = cost(server, ask_at_once, num_streams, each, 1, stream=False) - cost(server, ask_at_once, num_streams, 1, 1, stream=False)
+    short, long = (cost(server, ask_at_once, num_streams, 2, num, stream=True) for num in (2, num_tokens))
     return {
-        "http_us": ping_s / (many - few) * 1e6,
-        "request_us": request_s / (many - few) * 1e6,
-        "loaded_request_us": loaded_s / (num_streams * (each - 1)) * 1e6,
-        "token_us": (long_s - short_s) / (num_streams * 2 * (num_tokens - 2)) * 1e6,
+        **pings.per("http", many - few),
+        **requests.per("request", many - few),
+        **loaded.per("loaded_request", num_streams * (each - 1)),
+        **(long - short).per("token", num_streams * 2 * (num_tokens - 2)),
     }
 
 
@@ -202,7 +227,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the line, do not append it")
     args = parser.parse_args()
     busy, server = Busy(), Server()
-    rounds = [measure(server.port, args.requests, args.streams, args.tokens) for _ in range(args.repeats)]
+    rounds = [measure(server, args.requests, args.streams, args.tokens) for _ in range(args.repeats)]
     server.stop()
     best = {name: round(min(one[name] for one in rounds), 1) for name in rounds[0]}
     all_of = {f"{name}_all": [round(one[name], 1) for one in rounds] for name in rounds[0]}
