@@ -5,8 +5,8 @@
 A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
 (`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, taking outputs from the engine, detokenizing,
 writing, and what the kernel does for it. The null engine (null_engine.py) answers with a known text; each of its steps gives one token to
-every request. A request is a chat of about 100 tokens on a connection that stays open. Instructions of the event loop are counted too, where
-the machine counts them: they tell versions apart that time on a shared machine does not.
+every request. A request is a chat of about 100 tokens on a connection that stays open. Instructions of the event loop are counted too,
+where the machine counts them: they tell versions apart that time on a shared machine does not.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     request        unstreamed chat requests of one token, one after the other: the server sleeps between them
