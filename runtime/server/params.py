@@ -161,6 +161,9 @@ def as_api_error(error: InvalidSamplingParams, prompt_param: str, request: Gener
             names["max_tokens"] = "max_completion_tokens"
     elif isinstance(request, CompletionRequest) and request.min_total_tokens is not None:
         names["min_tokens"] = "min_total_tokens"
+        if error.field == "min_tokens" and request.response_format is None:  # its bounds are those of the answer alone
+            what = f"'min_total_tokens' is {request.min_total_tokens}, more than the prompt and the longest answer have together"
+            return invalid_value(what, "min_total_tokens")
     name = names.get(error.field, error.field)
     return invalid_value(str(error).replace(f"'{error.field}'", f"'{name}'", 1), name.partition("[")[0])
 

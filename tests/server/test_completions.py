@@ -164,3 +164,4 @@ def test_an_empty_or_own_model_name_is_this_model(server: TestServer) -> None:
 def test_totals_out_of_bounds_are_refused_by_name(server: TestServer, fields: dict[str, int]) -> None:
     response = server.post("/v1/completions", prompt="abc", **fields)
     assert response.status_code == 422 and [response.json()["error"]["param"]] == list(fields)
+    assert f"is {min(fields.values())}," in response.json()["message"], "the value that was sent"
