@@ -77,12 +77,14 @@ class AfterReasoning:
         )
 
     def accepts(self, text: str) -> bool:
-        """Whether a stop string may end the answer after `text`."""
+        """Whether a stop string may end the answer after `text`; where only the reasoning is bounded, anywhere."""
+        if self._inner is None:
+            return True
         close = self._marks.close.decode()
         _, closed, rest = text.partition(close)
         if not closed:
-            return not self._is_open and (self._inner is None or self._inner.accepts(text))
-        return self._inner is None or self._inner.accepts(rest.lstrip("\n"))
+            return not self._is_open and self._inner.accepts(text)
+        return self._inner.accepts(rest.lstrip("\n"))
 
 
 class ReasoningMasks:

@@ -128,8 +128,8 @@ class _Writer:
             return '""'
         own = {part for part in self._tokenizer.split_special(self._channels.literals) if isinstance(part, int)}
         others = sorted(self._tokenizer.special_ids - own - self._end_ids)
-        before = f'(" "? <[{",".join(map(str, others))}]> | " ")' if others else '" "'  # else it would be part of the function's name
-        return f"({before} {json.dumps(call.kind)})?"
+        mark = f"(<[{','.join(map(str, others))}]>)?" if others else ""
+        return f'(" " {mark} {json.dumps(call.kind)})?'  # without a space it would be part of the name of the function before it
 
     def _header(self, name: str) -> str:
         return f"{self._literal(self._channels.mark)} {json.dumps(name)} {self._literal(self._channels.body_mark)}"

@@ -312,6 +312,12 @@ def test_a_budget_ends_the_reasoning(thinking: TestServer) -> None:
     assert (within["reasoning_content"], within["content"]) == ("think about\n\nit", "the answer")
 
 
+def test_a_budget_changes_nothing_about_stop_strings(thinking: TestServer) -> None:
+    for fields in ({}, {"reasoning_budget": 100}):
+        choice = ask(thinking, "[[first, last</think>yes]]", stop=[", la"], **fields).json()["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("first", "stop")
+
+
 def test_effort_reaches_the_template(hermes: TestServer) -> None:
     few = ask(hermes, "[[x]]", reasoning_effort="none").json()["usage"]["prompt_tokens"]
     assert few > ask(hermes, "[[x]]", reasoning_effort="high").json()["usage"]["prompt_tokens"]  # an empty pair of tags

@@ -216,7 +216,8 @@ def test_tools_that_may_be_called_leave_all_messages_but_bad_calls() -> None:
         assert not allows(constraint, text), text
     bare = CALL.replace(" <|constrain|>json", "")
     assert allows(constraint, bare) and allows(constraint, CALL.replace("<|constrain|>", ""))
-    assert not allows(constraint, CALL.replace(" <|constrain|>json", "json")), "the kind is no part of the name"
+    for glued in ("json", "<|constrain|>json", "<s>json"):
+        assert not allows(constraint, CALL.replace(" <|constrain|>json", glued)), "the kind is no part of the name"
 
 
 def test_required_and_named_calls_come_after_reasoning_only() -> None:
