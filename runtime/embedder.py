@@ -99,6 +99,8 @@ class Embedder:
     def num_queued_requests(self) -> int:
         return len(self._waiting)
 
+    num_queued_samples = num_queued_requests
+
     def shutdown(self) -> None:
         """Ends the thread after its step; what was not finished gets EngineStopped."""
         with self._changed:

@@ -252,6 +252,11 @@ class Engine:
         """Requests of which no sample has started."""
         return self._core.num_queued_requests
 
+    @property
+    def num_queued_samples(self) -> int:
+        """Samples that have not started: what `max_queue_len` bounds."""
+        return self._core.num_queued_samples
+
     def num_open_requests(self) -> int:
         """Requests whose last output has not been delivered."""
         with self._lock:

@@ -24,7 +24,7 @@ class NullEngine:
     """Implements the server's `TokenEngine` for requests of one sample without constraints. All methods belong to the event loop."""
 
     adapters = None
-    num_queued_requests = 0
+    num_queued_requests = num_queued_samples = 0
     embedding_width = 0
 
     def __init__(self, script: list[int], vocab_size: int, max_context_len: int, step_s: float) -> None:

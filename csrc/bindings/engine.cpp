@@ -421,6 +421,7 @@ void bind_engine(nb::module_& m) {
           "Raises if a block is not owned as often as it is counted. Only for a loop that was not started.")
       .def("stats", &PyEngine::stats)
       .def_prop_ro("num_queued_requests", [](PyEngine& self) { return self.loop().num_queued_requests(); })
+      .def_prop_ro("num_queued_samples", [](PyEngine& self) { return self.loop().num_queued_samples(); })
       .def_prop_ro(
           "event_fd", [](PyEngine& self) { return self.loop().event_fd(); }, "Readable while events wait.")
       .def_prop_ro(

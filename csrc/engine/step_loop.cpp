@@ -153,6 +153,11 @@ int64_t StepLoop::num_queued_requests() const {
   return num_unstarted_in_engine_ + static_cast<int64_t>(new_requests_.size());
 }
 
+int64_t StepLoop::num_queued_samples() const {
+  const std::lock_guard lock(mailbox_mutex_);
+  return num_unstarted_samples_in_engine_ + num_new_samples_;
+}
+
 double StepLoop::heartbeat_age_s() const {
   const int64_t beat_ns = heartbeat_ns_.load(std::memory_order_relaxed);
   return beat_ns == 0 ? 0.0 : static_cast<double>(now_ns() - beat_ns) * 1e-9;

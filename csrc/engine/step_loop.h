@@ -85,6 +85,7 @@ class StepLoop {
 
   EngineStats stats() const;
   int64_t num_queued_requests() const;  // of `stats`, alone
+  int64_t num_queued_samples() const;
   // Seconds since the step thread last showed a sign of life; 0 while it has nothing to do.
   double heartbeat_age_s() const;
   int64_t max_total_len() const { return engine_.max_total_len(); }

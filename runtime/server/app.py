@@ -35,7 +35,7 @@ from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
 from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
-from .errors import ApiError, bad_request, queue_full, unavailable
+from .errors import ApiError, bad_request, invalid_value, queue_full, unavailable
 from .exchange import ClientGone, Exchange
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, GenerationRequest, TokenizeRequest
 from .generation import Batch, Consumer, Generation, Prompt
@@ -334,6 +334,9 @@ class App:
     def _completion_prompts(self, request: CompletionRequest, target: Target) -> list[Prompt]:
         given, name = completion_prompts(request, self.options.limits)
         params = completion_params(request, self.model.tokenizer, self.options.limits)
+        if len(given) > 1 and len(given) * params.n > self.options.max_queue_len:
+            what = f"{len(given)} prompts of {params.n} results each are more than the {self.options.max_queue_len} that may wait"
+            raise invalid_value(f"{what}; send them in several requests", name)
         prompts = [
             self._prompt(request, token_ids, params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids), name)
             for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
@@ -484,7 +487,7 @@ class App:
         return self.options.adapter_dir, registry
 
     def _is_full(self) -> bool:
-        return self.bridge.engine.num_queued_requests >= self.options.max_queue_len
+        return self.bridge.engine.num_queued_samples >= self.options.max_queue_len
 
     async def _ready(self, exchange: Exchange) -> None:
         if self.is_draining or self._is_full():

@@ -37,6 +37,9 @@ class TokenEngine(Protocol):
     @property
     def num_queued_requests(self) -> int: ...
 
+    @property
+    def num_queued_samples(self) -> int: ...
+
     def deliver(self) -> bool: ...
 
     def submit(

@@ -121,6 +121,10 @@ class ScriptedEngine:
     def num_queued_requests(self) -> int:
         return int(self.stats()["num_queued_requests"])
 
+    @property
+    def num_queued_samples(self) -> int:
+        return max(0, len(self._samples) - self._max_num_seqs)
+
     def stats(self) -> dict[str, Any]:
         started = {sample.request_id for sample in self._samples[: self._max_num_seqs]}
         waiting = {sample.request_id for sample in self._samples} - started

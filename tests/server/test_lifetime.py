@@ -158,6 +158,14 @@ def test_a_full_queue_is_429_with_retry_after(make_server: MakeServer) -> None:
         sock.close()
 
 
+def test_a_request_that_no_queue_can_hold_is_told_so(make_server: MakeServer) -> None:
+    server = make_server(step_s=0.001, max_num_seqs=1, max_queue_len=5, max_context_len=1000)
+    response = server.post("/v1/completions", prompt=["a", "b", "c"], n=2, max_tokens=1)
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "prompt")
+    assert server.post("/v1/completions", prompt=["a", "b"], n=2, max_tokens=1).status_code == 200
+    assert server.post("/v1/completions", prompt="a", n=6, max_tokens=1).status_code == 200, "alone it waits for nobody"
+
+
 def test_a_deadline_is_504_and_cancels(make_server: MakeServer) -> None:
     server = make_server(step_s=0.01, max_context_len=100_000, request_timeout_s=0.1)
     assert server.post("/v1/completions", **ENDLESS).status_code == 504
