@@ -56,6 +56,7 @@ def ask(
         try:
             next_s = time.monotonic()
             for request, limit in zip(data, leave_after or [None] * len(data), strict=True):
+                _receive_ready(selector, 0)  # or an early answer would seem as late as the last request
                 while (wait_s := next_s - time.monotonic()) > 0:
                     _receive_ready(selector, wait_s)
                 sock = _sent(url, request)
