@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +46,10 @@ class Tokenizer:
         _register_named_tokens(backend, self.special_tokens)
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._special_texts = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
+        special = {token.content: token_id for token_id, token in added.items() if token.special}
+        self._special_texts = sorted(special, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, self._special_texts)) or "(?!)")
+        self._literal_ids = _literal_ids(backend, special)
         from .. import _core  # here, so that importing this module loads no native code
 
         self._may_hold = _core.may_hold
@@ -55,7 +57,6 @@ class Tokenizer:
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
         self._words = word_encoder(backend)
-        self._lock = threading.Lock()
 
     @classmethod
     def load(cls, folder: Path, *, add_special_tokens: bool = True, skip_special_tokens: bool = True) -> Tokenizer:
@@ -138,7 +139,7 @@ class Tokenizer:
     def mark_special_text(self, value: Any, mark: str) -> Any:
         """`value` with every special token that its strings spell broken up by `mark` after the first character."""
         if isinstance(value, str):
-            return self._special_pattern.sub(lambda found: found[0][:1] + mark + found[0][1:], value) if self._special_texts else value
+            return self._special_pattern.sub(lambda found: found[0][:1] + mark + found[0][1:], value)
         if isinstance(value, list):
             return [self.mark_special_text(item, mark) for item in value]
         if isinstance(value, dict):
@@ -147,8 +148,6 @@ class Tokenizer:
 
     def split_special(self, text: str) -> list[str | int]:
         """`text` as ordinary text and ids of the special tokens that it spells."""
-        if not self._special_texts:
-            return [text] if text else []
         parts: list[str | int] = []
         pos = 0
         for found in self._special_pattern.finditer(text):
@@ -168,33 +167,24 @@ class Tokenizer:
         if mark not in text:
             return self.encode(text, add_special_tokens=False)
         token_ids: list[int] = []
-        for piece in self._marked_pattern(mark).split(text):
-            if mark in piece:
-                token_ids += self._literal_backend.encode(piece.replace(mark, ""), add_special_tokens=False).ids
-            elif piece:
-                token_ids += self.encode(piece, add_special_tokens=False)
+        for part in self._marked_parts(text, mark):
+            token_ids += part if isinstance(part, list) else self.encode(part, add_special_tokens=False)
         return token_ids
 
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._special_texts)))
-
-    def _marked_pattern(self, mark: str) -> re.Pattern[str]:
-        marked = (re.escape(text[:1] + mark + text[1:]) for text in self._special_texts)
-        return re.compile("(" + "|".join(marked) + "|" + re.escape(mark) + ")")
-
-    @property
-    def _literal_backend(self) -> Backend:
-        """A second backend that reads special tokens as text; made when the first prompt needs it."""
-        with self._lock:
-            return self._make_literal_backend
-
-    @cached_property
-    def _make_literal_backend(self) -> Backend:
-        literal = Backend.from_str(self.backend.to_str())
-        literal.encode_special_tokens = True
-        _bound_word_cache(literal)
-        return literal
+    def _marked_parts(self, text: str, mark: str) -> Iterator[str | list[int]]:
+        """The texts between the marked special tokens, and the ids of those. A mark of anything else is where a text is cut."""
+        before, *others = text.split(mark)
+        for part in others:
+            found = self._special_pattern.match(before[-1] + part) if before else None
+            if found is not None:
+                before, part = before[:-1], part[len(found[0]) - 1 :]
+            if before:
+                yield before
+            if found is not None:
+                yield self._literal_ids[found[0]]
+            before = part
+        if before:
+            yield before
 
 
 def unused_mark(text: str) -> str | None:
@@ -231,6 +221,22 @@ def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
 def _bound_word_cache(backend: Backend) -> None:
     if hasattr(backend.model, "_resize_cache"):  # BPE and Unigram have one
         backend.model._resize_cache(WORD_CACHE_ENTRIES)
+
+
+def _literal_ids(backend: Backend, special: Mapping[str, int]) -> dict[str, list[int]]:
+    """The tokens of each special token's text where it is no more than text. Before anybody else uses the backend."""
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    backend.encode_special_tokens = True
+    token_ids = {text: encode(text) for text in special}
+    for text, token_id in special.items():
+        if token_id in token_ids[text]:  # the model has it as a word too
+            token_ids[text] = encode(text[:1]) + encode(text[1:])
+    backend.encode_special_tokens = False
+    return token_ids
 
 
 def _register_named_tokens(backend: Backend, named: dict[str, str]) -> None:

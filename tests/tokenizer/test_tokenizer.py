@@ -1,8 +1,11 @@
 """Loading a tokenizer folder: the same ids and prompts as transformers gives, and clear refusals."""
 
 import json
+import random
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 from friendli_runtime.errors import ConfigError
 from friendli_runtime.tokenizer.chat_template import ChatTemplate, ChatTemplateError, encode_chat, load_chat_template
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
+from tokenizers import Tokenizer as Backend
 
 from .tokenizers_made_here import MAKERS, backend_json
 
@@ -127,6 +131,72 @@ def test_special_tokens_in_content_are_encoded_as_text(tmp_path: Path) -> None:
     ids = encode_chat(template, tokenizer, [{"role": "user", "content": "a<|end|>b <|user|>"}])
     assert ids.count(control["<|end|>"]) == ids.count(control["<|user|>"]) == 1
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|user|>a<|end|>b <|user|><|end|>"
+
+
+def without_unknown(tokenizer: Tokenizer, token_ids: list[int]) -> list[int]:
+    return [token_id for token_id in token_ids if tokenizer.token_bytes(token_id) != b"<unk>"]
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_special_tokens_in_content_are_what_the_library_makes_of_such_text(name: str) -> None:
+    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    literal = Backend.from_str(backend_json(name))
+    literal.encode_special_tokens = True
+    special = [token.content for token in literal.get_added_tokens_decoder().values() if token.special]
+    template, rng = ChatTemplate("{{ messages[0].content }}", {}), random.Random(3)
+    for _ in range(200):
+        text = "".join(rng.choices([*special, "hello", " w", "\ufdd0", "<", "é"], k=rng.randrange(1, 7)))
+        parts = re.split("(" + "|".join(map(re.escape, special)) + ")", text)
+        wanted = [token_id for part in parts for token_id in literal.encode(part, add_special_tokens=False).ids]
+        ids = encode_chat(template, tokenizer, [{"role": "user", "content": text}])
+        assert not tokenizer.special_ids.intersection(without_unknown(tokenizer, ids))
+        if not tokenizer.special_ids.intersection(wanted):  # some have the text of a special token as a word too
+            assert ids == wanted, text
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+@pytest.mark.parametrize(
+    "expression", ["messages[0].content | reverse", "messages[0].content[1:]", "messages[0].content[:-1]", "messages | tojson"]
+)
+def test_what_a_template_does_to_marked_tokens_makes_no_special_ones_of_them(name: str, expression: str) -> None:
+    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    special = sorted(tokenizer.token_bytes(token_id).decode() for token_id in tokenizer.special_ids)
+    template = ChatTemplate("{{ " + expression + " }}", {})
+    for text in (special[0], special[-1] * 2, "".join(special), special[0] + special[0][1:]):
+        ids = encode_chat(template, tokenizer, [{"role": "user", "content": text}])
+        assert not tokenizer.special_ids.intersection(without_unknown(tokenizer, ids)), text
+
+
+def called_while(function: Callable[[], object]) -> set[str]:
+    """The names of all functions that are not Python's own which `function` calls."""
+    names: set[str] = set()
+
+    def note(frame: object, event: str, argument: object) -> None:
+        if event == "c_call":
+            names.add(getattr(argument, "__name__", ""))
+
+    sys.setprofile(note)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
+def test_no_prompt_makes_a_tokenizer_or_a_vocabulary(name: str) -> None:
+    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    special = [tokenizer.token_bytes(token_id).decode() for token_id in sorted(tokenizer.special_ids)]
+    template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
+
+    def encode_all() -> None:
+        for text in ["hello", "naïve 你好", *special, *(f"a{text}b" for text in special)]:
+            encode_chat(template, tokenizer, [{"role": "user", "content": text}])
+            tokenizer.encode(text, add_special_tokens=True)
+
+    slow = {"from_str", "from_file", "from_buffer", "to_str", "get_vocab"}
+    assert not called_while(encode_all) & slow
+    assert called_while(lambda: Tokenizer(Backend.from_str(backend_json(name)))) & slow  # they would be seen
 
 
 def test_a_broken_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
