@@ -1,35 +1,43 @@
-"""What the front end costs without a model: CPU time per request and per streamed token, over HTTP on the loopback, with a null engine.
+"""What the front end costs without a model: CPU per request and per streamed token, over HTTP on the loopback, with a null engine.
 
     python bench/serve/front_end.py [--requests 1000] [--streams 32] [--tokens 500] [--repeats 3]
 
-A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process and the client in another one, so CPU time
-(`process_time`) is the server's alone: parsing HTTP and JSON, checking, template, tokenizer, taking outputs from the engine, detokenizing,
-writing, and what the kernel does for it. The null engine (null_engine.py) answers with a known text; each of its steps gives one token to
-every request. A request is a chat of about 100 tokens on a connection that stays open. Instructions of the event loop are counted too,
-where the machine counts them: they tell versions apart that time on a shared machine does not.
+A line goes to bench/results/<device>/front_end.jsonl. The server runs in this process, the client in another one, which makes its bodies
+and connections before it is measured:
+
+    client: ready ─▶ read the counters ─▶ go ─▶ (asks) ─▶ done ─▶ read them again
+
+In between this process does nothing but serve: parsing HTTP and JSON, checking, template, tokenizer, taking outputs from the engine,
+detokenizing, writing, and what the kernel does for it. The null engine (null_engine.py) answers with a known text; each of its steps gives
+one token to every request. A request is a chat of about 100 tokens on a connection that stays open.
 
     http           GET /health/ready: what the HTTP library costs here, the limit to compare with
     request        unstreamed chat requests of one token, one after the other: the server sleeps between them
     loaded         the same on `streams` connections at once
-    token          `streams` chat streams at once: (CPU of long answers − CPU of answers of two tokens) / tokens between
+    token          `streams` chat streams at once: (long answers − answers of two tokens) / tokens between
+    calibration    a fixed loop of pure Python: what shows whether the machine was itself
+
+of each `_us`, CPU time as the kernel tells it, what the host took away included; `_cycles_us`, cycles of user and kernel at the nominal
+frequency, and of these `_user_cycles_us`; and `_kilo_instructions` in user mode. All but the first where the machine counts them
+(hardware_counters.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import json
 import multiprocessing
 import platform
 import random
 import sys
+import sysconfig
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
+from http.client import HTTPConnection
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from friendli_runtime.metrics import Metrics
@@ -39,7 +47,7 @@ from friendli_runtime.server.protocol import HttpServer
 from friendli_runtime.server.serve import bind, calm_collector, restore_collector
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
-from instructions import InstructionCounter
+from hardware_counters import HardwareCounters, nominal_mhz
 from machine import ROOT, Busy, commit, cpu_name, record
 from null_engine import NullEngine
 from tokenizers import Tokenizer as Backend
@@ -63,6 +71,7 @@ HEADERS = {  # as OpenAI's client sends them
     "X-Stainless-OS": "Linux",
     "X-Stainless-Retry-Count": "0",
 }
+CALIBRATION_CALLS = 500_000
 VOCAB_SIZE = 4096
 MAX_CONTEXT_LEN = 4096
 STEP_S = 0.002
@@ -81,8 +90,12 @@ def make_tokenizer() -> Tokenizer:
 
 
 def bodies(num_requests: int, num_tokens: int, *, stream: bool, seed: int = 0) -> list[bytes]:
-    """Chats with the same system message and, of each request, another question, of words of our documentation: about 100 tokens."""
-    words = " ".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))).split()
+    """Chats with the same system message and, of each request, another question, of words of our documentation: about 100 tokens.
+
+    Of words that spell no special token, as ordinary questions.
+    """
+    text = " ".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+    words = [word for word in text.split() if not any(special in word for special in SPECIAL)]
     draw = random.Random(seed)
     return [
         json.dumps(
@@ -110,21 +123,21 @@ class Server:
         eos_id = tokenizer.backend.token_to_id("<|end|>")
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
         script = tokenizer.encode(ANSWER, add_special_tokens=False)
-        self.instructions: InstructionCounter | None = None
+        self.counters: HardwareCounters
         self._engine = NullEngine(script, tokenizer.backend.get_vocab_size(), MAX_CONTEXT_LEN, STEP_S)
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())
         app = App(model, bridge, metrics, AppOptions())
         sock = bind("127.0.0.1", 0, "--web-server-port")
         self.port: int = sock.getsockname()[1]
-        self._server = HttpServer(app, app.options.limits, sock)
+        self._server = HttpServer(app, app.options.limits, sock, app.refuse)
         is_up = threading.Event()
 
         async def run() -> None:
+            self.counters = HardwareCounters()
             bridge.attach(self._engine, asyncio.get_running_loop())
             app.warm_up()
             calm_collector()
-            self.instructions = InstructionCounter.of_this_thread()
             is_up.set()
             await self._server.run_on_socket()
 
@@ -139,83 +152,150 @@ class Server:
         self._engine.shutdown()
 
 
-def ask(port: int, num_requests: int, num_tokens: int, *, stream: bool, seed: int = 0) -> None:
-    """In the client's process: `num_requests` one after the other on one connection."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for body in bodies(num_requests, num_tokens, stream=stream, seed=seed):
-        connection.request("POST", "/v1/chat/completions", body, HEADERS)
+@dataclass(frozen=True)
+class Workload:
+    """`num_requests` one after the other on each of `num_connections`; `num_tokens` 0: requests that the server answers from nothing."""
+
+    num_connections: int
+    num_requests: int
+    num_tokens: int = 0
+    stream: bool = False
+
+    def bodies(self, seed: int) -> list[bytes]:
+        return bodies(self.num_requests, self.num_tokens, stream=self.stream, seed=seed) if self.num_tokens else [b""] * self.num_requests
+
+    def ask(self, connection: HTTPConnection, body: bytes) -> None:
+        if self.num_tokens:
+            connection.request("POST", "/v1/chat/completions", body, HEADERS)
+        else:
+            connection.request("GET", "/health/ready", headers=HEADERS)
         response = connection.getresponse()
         data = response.read()
-        assert response.status == 200 and (b"[DONE]" in data) == stream, data[:200]
-    connection.close()
+        is_right = (b"[DONE]" in data) == self.stream if self.num_tokens else data == b'{"status":"ready"}'
+        assert response.status == 200 and is_right, data[:200]
 
 
-def ping(port: int, num_requests: int) -> None:
-    """In the client's process: requests that the server answers from nothing, the least that HTTP costs."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    for _ in range(num_requests):
-        connection.request("GET", "/health/ready", headers=HEADERS)
-        assert connection.getresponse().read() == b'{"status":"ready"}'
-    connection.close()
+PING = Workload(1, 1)
 
 
-def ask_at_once(port: int, num_streams: int, num_requests: int, num_tokens: int, *, stream: bool) -> None:
-    """In the client's process: `num_streams` connections at once."""
-    args = (port, num_requests, num_tokens)
-    threads = [threading.Thread(target=ask, args=args, kwargs={"stream": stream, "seed": seed}) for seed in range(num_streams)]
+def run_client(port: int, pipe: Connection) -> None:
+    """In the client's process: workloads come by the pipe; each is prepared, and asked when the word is given."""
+    while (workload := pipe.recv()) is not None:
+        connections = [HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(workload.num_connections)]
+        for connection in connections:
+            PING.ask(connection, b"")  # now it is open
+        asked = [workload.bodies(seed) for seed in range(workload.num_connections)]
+        pipe.send("ready")
+        pipe.recv()
+        ask_all(workload, connections, asked)
+        pipe.send("done")
+        for connection in connections:
+            connection.close()
+
+
+def ask_all(workload: Workload, connections: list[HTTPConnection], asked: list[list[bytes]]) -> None:
+    failures: list[BaseException] = []
+
+    def ask_on(connection: HTTPConnection, own: list[bytes]) -> None:
+        try:
+            for body in own:
+                workload.ask(connection, body)
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=ask_on, args=pair) for pair in zip(connections, asked, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if failures:
+        raise failures[0]
 
 
-def cost(server: Server, target: Callable[..., None], *args: Any, **kwargs: Any) -> Cost:
-    """What this process does while `target` asks the server from another."""
-    context = multiprocessing.get_context("spawn")
-    client = context.Process(target=target, args=(server.port, *args), kwargs=kwargs)
-    started = Cost.so_far(server)
-    client.start()
-    while client.is_alive():
-        client.join(0.05)
-    assert client.exitcode == 0, "the client failed"
-    return Cost.so_far(server) - started
+class Client:
+    """The client's process. EOFError when it has failed; it has said why."""
+
+    def __init__(self, port: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, its_end = context.Pipe()
+        self._process = context.Process(target=run_client, args=(port, its_end))
+        self._process.start()
+        its_end.close()
+
+    def cost(self, server: Server, workload: Workload) -> Cost:
+        """What this process does while the client asks."""
+        self._pipe.send(workload)
+        self._pipe.recv()
+        started = Cost.so_far(server.counters)
+        self._pipe.send("go")
+        self._pipe.recv()
+        return Cost.so_far(server.counters) - started
+
+    def stop(self) -> None:
+        self._pipe.send(None)
+        self._process.join()
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`instructions`: of the event loop, in user mode; None where the machine does not count them."""
+    """`cpu_s`: of this process. `counts`: by name, those that the machine has."""
 
     cpu_s: float
-    instructions: int | None
+    counts: dict[str, int]
 
     @classmethod
-    def so_far(cls, server: Server) -> Cost:
-        return cls(time.process_time(), None if server.instructions is None else server.instructions.read())
+    def so_far(cls, counters: HardwareCounters) -> Cost:
+        return cls(time.process_time(), counters.read())
 
     def __sub__(self, other: Cost) -> Cost:
-        both = self.instructions, other.instructions
-        return Cost(self.cpu_s - other.cpu_s, None if both[0] is None or both[1] is None else both[0] - both[1])
+        return Cost(self.cpu_s - other.cpu_s, {name: count - other.counts[name] for name, count in self.counts.items()})
 
     def per(self, name: str, num: int) -> dict[str, float]:
-        counted = {} if self.instructions is None else {f"{name}_kilo_instructions": self.instructions / num / 1e3}
-        return {f"{name}_us": self.cpu_s / num * 1e6, **counted}
+        figures, mhz = {f"{name}_us": self.cpu_s / num * 1e6}, nominal_mhz()
+        for count in ("cycles", "user_cycles"):
+            if mhz is not None and count in self.counts:
+                figures[f"{name}_{count}_us"] = self.counts[count] / num / mhz
+        if "instructions" in self.counts:
+            figures[f"{name}_kilo_instructions"] = self.counts["instructions"] / num / 1e3
+        return figures
 
 
-def measure(server: Server, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
-    """What an empty request, a request and a token cost. Differences, so that starting the client and idling do not count."""
-    few, many = num_requests // 10, num_requests
-    cost(server, ask, few, 1, stream=False)  # a server that runs has seen the common words
-    pings = cost(server, ping, many) - cost(server, ping, few)
-    requests = cost(server, ask, many, 1, stream=False) - cost(server, ask, few, 1, stream=False)
+def calibration() -> Cost:
+    """A loop of calls and sums, in this thread."""
+
+    def one() -> int:
+        return 1
+
+    counters = HardwareCounters()
+    started, total = Cost.so_far(counters), 0
+    for _ in range(CALIBRATION_CALLS):
+        total += one()
+    cost = Cost.so_far(counters) - started
+    counters.close()
+    return cost
+
+
+def measure(server: Server, client: Client, num_requests: int, num_streams: int, num_tokens: int) -> dict[str, float]:
+    """What an empty request, a request and a token cost."""
     each = max(2, num_requests // num_streams)
-    loaded = cost(server, ask_at_once, num_streams, each, 1, stream=False) - cost(server, ask_at_once, num_streams, 1, 1, stream=False)
-    short, long = (cost(server, ask_at_once, num_streams, 2, num, stream=True) for num in (2, num_tokens))
+    pings = client.cost(server, Workload(1, num_requests))
+    requests = client.cost(server, Workload(1, num_requests, 1))
+    loaded = client.cost(server, Workload(num_streams, each, 1))
+    short, long = (client.cost(server, Workload(num_streams, 2, num, stream=True)) for num in (2, num_tokens))
     return {
-        **pings.per("http", many - few),
-        **requests.per("request", many - few),
-        **loaded.per("loaded_request", num_streams * (each - 1)),
+        **pings.per("http", num_requests),
+        **requests.per("request", num_requests),
+        **loaded.per("loaded_request", num_streams * each),
         **(long - short).per("token", num_streams * 2 * (num_tokens - 2)),
+        **calibration().per("calibration_call", CALIBRATION_CALLS),
     }
+
+
+def machine_facts() -> dict[str, object]:
+    """`python_flags`: of how the interpreter was built, those that make it faster or slower. Distributions do not tell all of them."""
+    config = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    flags = [flag for flag in ("--enable-optimizations", "--with-lto", "--enable-shared") if flag in config]
+    return {"cpu": cpu_name(), "nominal_mhz": nominal_mhz(), "python": platform.python_version(), "python_flags": flags}
 
 
 def main() -> None:
@@ -226,13 +306,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dry-run", action="store_true", help="print the line, do not append it")
     args = parser.parse_args()
-    busy, server = Busy(), Server()
-    rounds = [measure(server, args.requests, args.streams, args.tokens) for _ in range(args.repeats)]
+    server = Server()
+    client = Client(server.port)
+    client.cost(server, Workload(args.streams, 4, 2))  # a server that runs has seen the common words
+    busy = Busy()
+    rounds = [measure(server, client, args.requests, args.streams, args.tokens) for _ in range(args.repeats)]
+    client.stop()
     server.stop()
-    best = {name: round(min(one[name] for one in rounds), 1) for name in rounds[0]}
-    all_of = {f"{name}_all": [round(one[name], 1) for one in rounds] for name in rounds[0]}
-    line = {"commit": commit(), "cpu": cpu_name(), "python": platform.python_version(), "streams": args.streams, **best, **all_of}
-    line |= busy.of_others()
+    of_others = busy.of_others()
+    best = {name: round(min(one[name] for one in rounds), 2) for name in rounds[0]}
+    all_of = {f"{name}_all": [round(one[name], 2) for one in rounds] for name in rounds[0]}
+    line = {"commit": commit(), **machine_facts(), "streams": args.streams, **best, **all_of, **of_others}
     if args.dry_run:
         print(json.dumps(line, indent=2))
     else:
