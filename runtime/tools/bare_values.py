@@ -9,13 +9,17 @@ are told by their kind: the grammar has kept them to their schema.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
+from ..structured.errors import InvalidConstraint
 from ..structured.finite_value import referred
 
+MAX_ALTERNATIVES = 64
+MAX_LOOKS = 2048
+"""At subschemas, one again for each way to it."""
 _DEFINITIONS = ("$defs", "definitions")
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "null": (type(None),),
@@ -29,38 +33,36 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 def alternatives(schema: Any, root: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """`schema`, of a document `root` that was checked (json_schema), with `$ref`, `anyOf`, `oneOf` and lists of types taken apart."""
-    return list(_alternatives(schema, root, frozenset()))
+    """`schema`, of a document `root` that was checked (json_schema), with `$ref`, `anyOf`, `oneOf` and lists of types taken apart.
 
-
-def _alternatives(schema: Any, root: Mapping[str, Any], seen: frozenset[str]) -> Iterator[dict[str, Any]]:
-    if not isinstance(schema, dict):
-        if schema:
-            yield {}
-        return
-    beside = {key: value for key, value in schema.items() if key not in _DEFINITIONS}
-    if "$ref" in beside:
-        reference = beside.pop("$ref")
-        if reference not in seen:
-            yield from _merged(beside, [referred(reference, root)], root, seen | {reference})
-        return
-    for keyword in ("anyOf", "oneOf", "allOf"):
-        if keyword in beside and (keyword != "allOf" or len(beside[keyword]) == 1):
-            yield from _merged(beside, beside.pop(keyword), root, seen)
-            return
-    if isinstance(beside.get("type"), list):
-        for kind in beside["type"]:
-            yield {**beside, "type": kind}
-        return
-    yield beside
-
-
-def _merged(beside: dict[str, Any], schemas: list[Any], root: Mapping[str, Any], seen: frozenset[str]) -> Iterator[dict[str, Any]]:
-    for one in schemas:
-        if isinstance(one, dict):
-            yield from _alternatives({**beside, **one}, root, seen)
-        elif one:
-            yield from _alternatives(beside, root, seen)
+    Raises InvalidConstraint where that leads to too many: a few definitions that refer to each other twice are millions.
+    """
+    found: list[dict[str, Any]] = []
+    waiting: list[tuple[Any, dict[str, Any], frozenset[str]]] = [
+        (schema, {}, frozenset())
+    ]  # with what stands beside it and how it was reached
+    num_looks = 0
+    while waiting:
+        num_looks += 1
+        if num_looks > MAX_LOOKS or len(found) > MAX_ALTERNATIVES:
+            raise InvalidConstraint(f"an argument may be of more than {MAX_ALTERNATIVES} kinds; join those that are alike", "tools")
+        one, beside, seen = waiting.pop()
+        if one is False:
+            continue
+        merged = beside if one is True else beside | {key: value for key, value in one.items() if key not in _DEFINITIONS}
+        union = next((key for key in ("anyOf", "oneOf", "allOf") if key in merged and (key != "allOf" or len(merged[key]) == 1)), None)
+        if "$ref" in merged:
+            rest = {key: value for key, value in merged.items() if key != "$ref"}
+            if (reference := merged["$ref"]) not in seen:
+                waiting.append((referred(reference, root), rest, seen | {reference}))
+        elif union is not None:
+            rest = {key: value for key, value in merged.items() if key != union}
+            waiting += [(branch, rest, seen) for branch in reversed(merged[union])]
+        elif isinstance(merged.get("type"), list):
+            found += [{**merged, "type": kind} for kind in merged["type"]]
+        else:
+            found.append(merged)
+    return found
 
 
 def choices(schema: Mapping[str, Any]) -> list[Any]:

@@ -274,12 +274,14 @@ def _dialect(
 ) -> CallDialect:
     if not isinstance(call[0], str):
         call = ["", *call]
-    if not start:
-        call[0] = call[0].lstrip() if isinstance(call[0], str) else call[0]
-    start = start.lstrip()
     first = call[0]
     assert isinstance(first, str)
-    found = _TRIGGER.match(start + first)
+    start = start.lstrip()
+    if not start:  # what separates a call from the one before it separates the first one from what is before that
+        call[0] = first.lstrip()
+        if separator is not None:
+            separator += first[: len(first) - len(call[0])]
+    found = _TRIGGER.match(start + call[0])
     dialect = CallDialect(
         start,
         tuple(call),

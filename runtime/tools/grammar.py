@@ -142,8 +142,8 @@ class _Writer:
         """A value and what comes after it; where the form tells text from JSON, also what comes before it."""
         before, after = map(self.literal, form.json_marks or ("", form.after))
         definitions: dict[str, Any] = {key: root[key] for key in ("$defs", "definitions") if key in root}
-        kinds = alternatives(schema, root)
-        if form.is_json or not any(map(takes_text, kinds)):
+        kinds = [] if form.is_json else alternatives(schema, root)
+        if not any(map(takes_text, kinds)):
             whole = {**definitions, **schema} if isinstance(schema, dict) else {}
             self.add(rule, f"{before} {json_rule(whole)} {after}")
             return

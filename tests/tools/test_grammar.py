@@ -11,6 +11,7 @@ from friendli_runtime.structured.constraint import ConstraintCompiler
 from friendli_runtime.structured.errors import InvalidConstraint
 from friendli_runtime.structured.response_format import ConstraintLimits
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
+from friendli_runtime.tools.bare_values import alternatives
 from friendli_runtime.tools.constraint import CallConstraint, call_constraint
 from friendli_runtime.tools.dialect import derived_dialect
 from friendli_runtime.tools.parser import CallDelta, CallParser
@@ -126,6 +127,25 @@ MIXED = {
 def test_a_wrong_schema_of_an_argument_is_refused(schema: dict[str, Any]) -> None:
     with pytest.raises(InvalidConstraint):
         given("qwen_coder", schema, "a")
+
+
+def unions_of_unions(depth: int, *ends: Any) -> dict[str, Any]:
+    """Definitions that lead to their end in two ways each."""
+    twice = {f"d{i}": {"anyOf": [{"$ref": f"#/$defs/d{i + 1}"}, {"$ref": f"#/$defs/d{i + 1}"}]} for i in range(depth)}
+    return {"properties": {"q": {"$ref": "#/$defs/d0"}}, "$defs": {**twice, f"d{depth}": {"anyOf": list(ends)}}}
+
+
+@pytest.mark.parametrize("parameters", [unions_of_unions(40, TEXT, {"type": "null"}), unions_of_unions(40, TEXT, False)])
+def test_unions_that_multiply_are_refused_and_not_taken_apart(parameters: dict[str, Any]) -> None:
+    with pytest.raises(InvalidConstraint, match="more than 64 kinds"):
+        alternatives(parameters["properties"]["q"], parameters)
+    assert len(alternatives({"$ref": "#/$defs/d36"}, parameters)) >= 16
+
+
+def test_a_long_way_of_references_is_followed() -> None:
+    chain = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(1000)} | {"d1000": TEXT, "loop": {"$ref": "#/$defs/loop"}}
+    assert alternatives({"$ref": "#/$defs/d0"}, {"$defs": chain}) == [TEXT]
+    assert alternatives({"anyOf": [{"$ref": "#/$defs/loop"}, True, False, TEXT]}, {"$defs": chain}) == [{}, TEXT]
 
 
 def babbled(constraint: CallConstraint, closing: list[int], eos_id: int, rng: random.Random) -> list[int] | None:
