@@ -30,6 +30,8 @@ nb::object body_object(BodyState state, const std::string& body) {
       return nb::str("malformed");
     case BodyState::too_large:
       return nb::str("too_large");
+    case BodyState::too_many:
+      return nb::str("too_many");
     case BodyState::timed_out:
       return nb::str("timed_out");
   }
@@ -67,8 +69,9 @@ nb::list poll(http::Server& self) {
 http::Limits limits_from_python(const nb::handle& object) {
   auto integer = [&](const char* name) { return nb::cast<int64_t>(object.attr(name)); };
   auto seconds = [&](const char* name) { return nb::cast<double>(object.attr(name)); };
-  return {integer("max_header_bytes"), integer("max_headers"),    integer("max_body_bytes"), integer("max_connections"),
-          seconds("header_timeout_s"), seconds("body_timeout_s"), seconds("write_stall_s"),  seconds("keep_alive_s")};
+  return {integer("max_header_bytes"), integer("max_headers"),     integer("max_body_bytes"),
+          integer("max_bodies_bytes"), integer("max_connections"), seconds("header_timeout_s"),
+          seconds("body_timeout_s"),   seconds("write_stall_s"),   seconds("keep_alive_s")};
 }
 
 http::Refusals refusals_from_python(const nb::dict& answers) {

@@ -25,6 +25,7 @@ constexpr size_t kReceiveBytes = 64 << 10;
 constexpr int64_t kStalledBytes = 64 << 10;        // unsent, from which on the client has stalled …
 constexpr int64_t kResumedBytes = 16 << 10;        // … until no more than these are left
 constexpr int64_t kMinProgressBytes = 16 << 10;    // that a stalled client has to take in `write_stall_s`
+constexpr int64_t kSmallBodyBytes = 64 << 10;      // which a body may have however many others there are
 constexpr int64_t kTickNs = 50'000'000;            // deadlines are looked at no more often
 constexpr int64_t kAcceptPauseNs = 1'000'000'000;  // when there are too few descriptors
 constexpr uint64_t kListenerKey = 0;               // no connection has it, nor the next one
@@ -206,7 +207,7 @@ void Server::make_room() {
 
 void Server::lose(Connection& connection) {
   if (connection.fd < 0) return;
-  if (const uint64_t request_id = std::exchange(connection.request_id, 0); request_id != 0 && !connection.is_new) {
+  if (const uint64_t request_id = end_request(connection); request_id != 0 && !connection.is_new) {
     events_.push_back({Event::Kind::gone, request_id, {}, {}, {}});
     set_alarm(now_ns());  // if it is not `poll` that found out
   }
@@ -252,7 +253,7 @@ void Server::receive(Connection& connection) {
     return;
   }
   if (num_bytes == 0) {
-    if (const uint64_t request_id = std::exchange(connection.request_id, 0); request_id != 0)
+    if (const uint64_t request_id = end_request(connection); request_id != 0)
       events_.push_back({Event::Kind::gone, request_id, {}, {}, {}});
     close_when_sent(connection);
     return;
@@ -358,6 +359,7 @@ void Server::announce(Connection& connection) {
 // Takes from `data` what belongs to the body. What nobody wants to have is dropped.
 void Server::feed_body(Connection& connection, std::string_view& data) {
   bool is_well_formed = true;
+  const size_t num_bytes_before = connection.body.size();
   if (connection.head.is_chunked) {
     is_well_formed = connection.chunks.feed(data, connection.body);
     connection.in_body = is_well_formed && !connection.chunks.is_whole();
@@ -368,10 +370,18 @@ void Server::feed_body(Connection& connection, std::string_view& data) {
     connection.num_body_bytes_left -= static_cast<int64_t>(num_bytes);
     connection.in_body = connection.num_body_bytes_left > 0;
   }
-  if (connection.request_id == 0 || connection.body_state != BodyState::incomplete) {
+  const bool is_wanted = connection.request_id != 0 && connection.body_state == BodyState::incomplete;
+  if (is_wanted) {
+    const auto num_new_bytes = static_cast<int64_t>(connection.body.size() - num_bytes_before);
+    connection.num_body_bytes += num_new_bytes;
+    num_bodies_bytes_ += num_new_bytes;
+  }
+  if (!is_wanted) {
     connection.body.clear();
-  } else if (static_cast<int64_t>(connection.body.size()) > limits_.max_body_bytes) {
+  } else if (connection.num_body_bytes > limits_.max_body_bytes) {
     end_body(connection, BodyState::too_large);
+  } else if (connection.num_body_bytes > kSmallBodyBytes && num_bodies_bytes_ > limits_.max_bodies_bytes) {
+    end_body(connection, BodyState::too_many);
   } else if (!is_well_formed) {
     end_body(connection, BodyState::malformed);
   } else if (!connection.in_body) {
@@ -382,9 +392,20 @@ void Server::feed_body(Connection& connection, std::string_view& data) {
   connection.reads_no_more = true;  // nobody knows where the next request begins
 }
 
+void Server::release_body(Connection& connection) {
+  connection.body = std::string();
+  num_bodies_bytes_ -= std::exchange(connection.num_body_bytes, 0);
+}
+
+// Its id, 0 if there is none.
+uint64_t Server::end_request(Connection& connection) {
+  release_body(connection);
+  return std::exchange(connection.request_id, 0);
+}
+
 void Server::end_body(Connection& connection, BodyState state) {
   connection.body_state = state;
-  if (state != BodyState::whole) connection.body = std::string();
+  if (state != BodyState::whole) release_body(connection);
   if (!connection.awaits_body) return;
   connection.awaits_body = false;
   connection.deadline_ns = 0;
@@ -524,9 +545,8 @@ void Server::flush(Connection& connection) {
 
 // The answer is written: the next request, or the end.
 void Server::finish(Connection& connection) {
-  connection.request_id = 0;
+  end_request(connection);
   connection.is_begun = connection.awaits_body = false;
-  connection.body = std::string();
   if (!connection.head.keeps_alive || connection.reads_no_more || is_stopping_) {
     close_when_sent(connection);
   } else {

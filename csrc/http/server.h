@@ -5,9 +5,10 @@
 //
 // One thread, which calls `poll` whenever `fd` is readable; nothing blocks. A connection has one request at a time:
 // what comes behind it waits unread, and the answer's end starts it. A head has a size, a number of fields and a time
-// to arrive, a body a size and a time; an idle connection is closed, as is one that the client half-closes. A client
-// that takes next to nothing of its answer is cut off. One connection too many closes the one that is idle longest, or
-// is refused when a request runs on each. What exceeds a bound or is not HTTP gets one of `Refusals`, and the end.
+// to arrive, a body a size and a time, all bodies of the requests in progress a size together; an idle connection is
+// closed, as is one that the client half-closes. A client that takes next to nothing of its answer is cut off. One
+// connection too many closes the one that is idle longest, or is refused when a request runs on each. What exceeds a
+// bound or is not HTTP gets one of `Refusals`, and the end.
 #pragma once
 
 #include <array>
@@ -30,6 +31,7 @@ struct Limits {
   int64_t max_header_bytes = 0;
   int64_t max_headers = 0;
   int64_t max_body_bytes = 0;
+  int64_t max_bodies_bytes = 0;  // of all requests that are being answered
   int64_t max_connections = 0;
   double header_timeout_s = 0;
   double body_timeout_s = 0;
@@ -42,7 +44,7 @@ struct Refusals {
   std::string malformed, head_timeout, head_too_large, too_many_connections;
 };
 
-enum class BodyState { incomplete, whole, malformed, too_large, timed_out };
+enum class BodyState { incomplete, whole, malformed, too_large, too_many, timed_out };
 
 struct Event {
   enum class Kind {
@@ -123,6 +125,7 @@ class Server {
     RequestHead head;
     ChunkedBody chunks;
     int64_t num_body_bytes_left = 0;
+    int64_t num_body_bytes = 0;  // of its body so far
     std::string body;
     BodyState body_state = BodyState::incomplete;
     bool is_new = false;  // not among the events yet
@@ -151,6 +154,8 @@ class Server {
   void announce(Connection& connection);
   void feed_body(Connection& connection, std::string_view& data);
   void end_body(Connection& connection, BodyState state);
+  void release_body(Connection& connection);
+  uint64_t end_request(Connection& connection);
 
   void send(Connection& connection, std::string_view data);
   void flush(Connection& connection);
@@ -185,6 +190,7 @@ class Server {
   std::vector<std::unique_ptr<Connection>> lost_;   // until the next `poll`: they may be in use further up
   std::vector<uint32_t> free_slots_;
   int64_t num_connections_ = 0;
+  int64_t num_bodies_bytes_ = 0;
   Idle idle_;  // connections without a request, those that are longest so first
   uint64_t next_serial_ = 1;
   std::vector<uint64_t> resumable_;  // keys of connections with input that may be parsed now

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from .errors import ApiError, bad_request
+from .errors import ApiError, bad_request, unavailable
 from .running import Waiter
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Exchange:
     # The request -------------------------------------------------------------------------------------------------------------------------
 
     async def body(self) -> bytes:
-        """The whole body. Raises ApiError 400, 408 or 413, ClientGone when the client leaves."""
+        """The whole body. Raises ApiError 400, 408, 413 or 503, ClientGone when the client leaves."""
         if self._body is None and self._failure is None:
             self._body = self._server.core.take_body(self._id)
             if self._body is None:
@@ -91,6 +91,8 @@ class Exchange:
         if self._body == "too_large":
             what = f"the body is larger than {limits.max_body_bytes} bytes"
             return ApiError(413, what, code="body_too_large", headers=(("connection", "close"),))
+        if self._body == "too_many":
+            return unavailable("the bodies of the requests in progress are too large together; send this one again later")
         if self._body == "timed_out":
             return ApiError(408, f"the body did not arrive within {limits.body_timeout_s} s", code="body_timeout")
         return bad_request("the body is not framed as HTTP requires", code="invalid_http")

@@ -15,6 +15,7 @@ class Limits:
     """The defaults refuse nothing that a working client sends, and bound what a broken or hostile one can cost."""
 
     max_body_bytes: int = 8 * 2**20
+    max_bodies_bytes: int = 256 * 2**20
     max_json_depth: int = 64
     max_json_containers: int = 100_000
     max_header_bytes: int = 16 * 2**10

@@ -25,12 +25,7 @@ def build(main: Path, plants: Mapping[str, Sequence[tuple[str, str]]] | None = N
     headers = b"".join(
         path.read_bytes() for path in sorted([*ENGINE.glob("*.h"), ROOT / "csrc/executor/batch.h", *Path(__file__).parent.glob("*.h")])
     )
-    texts = {path: path.read_text() for path in [*sorted(ENGINE.glob("*.cpp")), main]}
-    for name, replacements in (plants or {}).items():
-        for old, new in replacements:
-            if (num_found := texts[ENGINE / name].count(old)) != 1:
-                raise ValueError(f"the text to replace occurs {num_found} times in {name}, expected once: {old!r}")
-            texts[ENGINE / name] = texts[ENGINE / name].replace(old, new)
+    texts = {path: path.read_text() for path in [*sorted(ENGINE.glob("*.cpp")), main]} | planted(plants or {})
     CACHE.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda item: _compile(item[0], item[1], headers, flags), texts.items()))
@@ -39,6 +34,17 @@ def build(main: Path, plants: Mapping[str, Sequence[tuple[str, str]]] | None = N
     if not program.exists():
         _run_to(program, ["g++", *flags, *map(str, objects)])
     return program
+
+
+def planted(plants: Mapping[str, Sequence[tuple[str, str]]]) -> dict[Path, str]:
+    """The sources that `plants` change, as they are then. Raises ValueError for a text that does not occur once."""
+    texts = {ENGINE / name: (ENGINE / name).read_text() for name in plants}
+    for name, replacements in plants.items():
+        for old, new in replacements:
+            if (num_found := texts[ENGINE / name].count(old)) != 1:
+                raise ValueError(f"the text to replace occurs {num_found} times in {name}, expected once: {old!r}")
+            texts[ENGINE / name] = texts[ENGINE / name].replace(old, new)
+    return texts
 
 
 def _compile(source: Path, text: str, headers: bytes, flags: Sequence[str]) -> Path:

@@ -276,6 +276,21 @@ def test_a_slow_body_is_408(make_server: MakeServer) -> None:
         assert sock.recv(1000).startswith(b"HTTP/1.1 408")
 
 
+def test_large_bodies_have_a_bound_together_and_small_ones_always_pass(make_server: MakeServer) -> None:
+    server = make_server(limits=Limits(max_bodies_bytes=200_000))
+    padding = {"prompt": "[[hi]]", "user": "x" * 120_000}
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 160000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1]))) as slow:
+        slow.sendall(head + b" " * 150_000)
+        eventually(lambda: server.post("/v1/completions", **padding).status_code == 503, "a second large body is refused")
+        refused = server.post("/v1/completions", **padding)
+        assert refused.headers["retry-after"] and "too large together" in refused.json()["error"]["message"]
+        assert server.post("/v1/completions", prompt="[[hi]]", user="x" * 50_000).status_code == 200
+    eventually(lambda: server.post("/v1/completions", **padding).status_code == 200, "there is room again")
+    for _ in range(5):
+        assert server.post("/v1/completions", **padding).status_code == 200, "what was answered is not counted"
+
+
 def test_random_bytes_never_bring_the_server_down(server: TestServer) -> None:
     import random
 
