@@ -25,13 +25,18 @@ POSTS: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
     "/v1/embeddings": (EmbeddingsRequest, "Vectors of texts or of token ids, of models that give embeddings.", False),
     "/v1/tokenize": (TokenizeRequest, "Token ids of a text.", False),
     "/v1/detokenize": (DetokenizeRequest, "Text of token ids.", False),
-    "/v1/adapters": (AdapterRequest, "Loads a LoRA adapter (with --adapter-dir); DELETE /v1/adapters/NAME unloads it.", False),
+    "/v1/adapters": (AdapterRequest, "Loads a LoRA adapter (with --adapter-dir).", False),
 }
 GETS = {
     "/v1/models": "The model that is served, and its adapters.",
     "/health": "200, or 503 while draining or full.",
     "/health/ready": "As /health.",
     "/health/live": "200, or 503 when the engine is stuck.",
+}
+NAMED: dict[str, tuple[str, str]] = {
+    # path that ends in the name of a model → (method, what it does)
+    "/v1/models/{name}": ("get", "The model that is served, or one of its adapters."),
+    "/v1/adapters/{name}": ("delete", "Unloads a LoRA adapter (with --adapter-dir); requests that use it end as they would."),
 }
 _STATUSES = {
     "400": "Not JSON; a missing, unknown or mistyped field; a schema or pattern that cannot be followed",
@@ -61,6 +66,9 @@ def openapi(model: str) -> dict[str, Any]:
         paths[path] = {"post": {"summary": summary, "operationId": _operation(path), "requestBody": body, "responses": _answers(streams)}}
     for path, summary in GETS.items():
         paths[path] = {"get": {"summary": summary, "operationId": _operation(path), "responses": _answers(streams=False)}}
+    for path, (method, summary) in NAMED.items():
+        operation = {"summary": summary, "operationId": f"{method}_{_operation(path)}", "responses": _answers(streams=False)}
+        paths[path] = {method: {**operation, "parameters": [_NAME]}}
     return {
         "openapi": "3.1.0",
         "info": {"title": f"fmo serve: {model}", "version": __version__},
@@ -114,9 +122,10 @@ def _answers(streams: bool) -> dict[str, Any]:
 
 
 def _operation(path: str) -> str:
-    return path.strip("/").replace("v1/", "").replace("/", "_")
+    return path.strip("/").replace("v1/", "").replace("/{name}", "").replace("/", "_")
 
 
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 _EVENT = {
     "description": "Of each event: JSON as text, at the end maybe [DONE]",
     "type": "object",

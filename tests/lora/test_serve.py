@@ -13,6 +13,8 @@ from friendli_runtime.executor import load_executor
 from friendli_runtime.server.app import AppOptions
 from friendli_runtime.tokenizer.chat_template import load_chat_template
 from server.conftest import TestServer, start
+from server.test_openapi import FINE, check_random_bodies
+from server.test_schemathesis import check_operation
 
 from .compiled import compiled_base
 from .conftest import SavedModel
@@ -126,3 +128,33 @@ def test_without_a_folder_of_adapters_nobody_may_load(make_server: Callable[...,
     assert server.post("/v1/adapters", name="mine", folder="law").status_code == 403
     assert server.client.delete("/v1/adapters/law").status_code == 403
     assert text_of(server, model="law")
+
+
+@pytest.mark.parametrize("num_cases", [25, pytest.param(2000, marks=pytest.mark.slow)])
+def test_adapters_are_loaded_listed_and_unloaded_as_the_document_promises(
+    make_server: Callable[..., TestServer], adapter_dir: Path, num_cases: int
+) -> None:
+    """In generated cases and random bodies, many of which load or unload one."""
+    server = make_server(adapter_dir)
+    registry = server.engine.adapters
+
+    def unload_all() -> None:
+        for adapter in registry.loaded():
+            registry.unload(adapter.name)
+
+    def load_one() -> None:
+        if not registry.loaded():
+            registry.load("law", str(adapter_dir / "law"))
+
+    folders = ["law", "chat", "of-another-model", "nothing", "..", "law/../law"]
+    known = {"name": ["mine", "law", "scripted", "a" * 128, "a" * 129], "folder": folders}
+    check_operation(server, "/v1/adapters", num_cases, before=unload_all)
+    check_operation(server, "/v1/adapters", num_cases, known=known, before=unload_all)
+    document = server.client.get("/openapi.json").json()
+    fine = {"name": "mine", "folder": "law"}
+    check_random_bodies(server, document, "/v1/adapters", num_cases, seed=num_cases, fine=fine, before=unload_all)
+    for method, path in (("GET", "/v1/models/{name}"), ("DELETE", "/v1/adapters/{name}")):
+        check_operation(server, path, num_cases, method, before=load_one)
+        check_operation(server, path, num_cases, method, known={"name": ["law", "mine"]}, before=load_one)
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"):
+        check_random_bodies(server, document, path, num_cases, seed=1, fine={**FINE[path], "model": "law"}, before=load_one)

@@ -25,6 +25,8 @@ from friendli_compile.compile import CompileOptions, compile_model
 from .conftest import TestServer, start
 from .served import serve
 from .test_bad_input import check
+from .test_openapi import check_random_bodies
+from .test_schemathesis import check_operation
 
 TEXTS = ["hello world", "hello you", "a much longer text " * 20]
 
@@ -158,6 +160,16 @@ def test_who_waits_too_long_or_leaves_takes_the_prompts_along_and_one_too_many_i
         time.sleep(0.001)
     assert server.engine.stats() == {"num_queued_requests": 0, "num_running": 0, "heartbeat_age_s": 0.0}
     stop()
+
+
+@pytest.mark.parametrize("num_cases", [25, pytest.param(2000, marks=pytest.mark.slow)])
+def test_generated_cases_and_random_bodies_get_vectors_or_what_the_document_promises(embedding: TestServer, num_cases: int) -> None:
+    """Many of them get vectors."""
+    known = {"model": ["scripted", None], "dimensions": [0, 1, 8, 64, 65, None], "encoding_format": ["float", "base64", None]}
+    check_operation(embedding, "/v1/embeddings", num_cases)
+    check_operation(embedding, "/v1/embeddings", num_cases, known=known)
+    document = embedding.client.get("/openapi.json").json()
+    check_random_bodies(embedding, document, "/v1/embeddings", num_cases, seed=num_cases, fine={"input": ["hi", "you"]})
 
 
 def test_a_served_artifact_answers_the_openai_client(artifact: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Callable
 from typing import Any
 
 import jsonschema
@@ -20,6 +21,8 @@ def test_every_route_is_in_the_document(server: TestServer, document: dict[str, 
     unlisted = {"/openapi.json", "/docs", f"/v1/models/{server.app.model.name}"}
     routes = {path: method for table in (server.app._routes, server.app._open_routes) for path, (method, _) in table.items()}
     listed = {path: method.upper() for path, methods in document["paths"].items() for method in methods}
+    for path in ("/v1/models/{name}", "/v1/adapters/{name}"):
+        assert server.app._named_route(path)[0] == listed.pop(path)
     assert listed == {path: method for path, method in routes.items() if path not in unlisted}
 
 
@@ -65,23 +68,34 @@ FINE: dict[str, dict[str, Any]] = {
 }
 
 
-def check_random_bodies(server: TestServer, document: dict[str, Any], path: str, num_bodies: int, seed: int) -> None:
+def check_random_bodies(
+    server: TestServer,
+    document: dict[str, Any],
+    path: str,
+    num_bodies: int,
+    seed: int,
+    fine: dict[str, Any] | None = None,
+    before: Callable[[], None] = lambda: None,
+) -> None:
+    """`fine`: a body that is answered. `before`: called before each request."""
+    fine = fine or FINE.get(path)
     rng = random.Random(f"{path} {seed}")
     schema = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
     validator = jsonschema.Draft202012Validator({"$ref": "#/components/schemas/Error", "components": document["components"]})
     statuses = set()
     for _ in range(num_bodies):
         body = value_for(schema, document, rng)
-        if path in FINE and rng.random() < 0.7:  # a few odd fields beside a body that would be answered
-            others = [name for name in body if name not in ("model", *FINE[path])]
-            body = {name: body[name] for name in rng.sample(others, min(len(others), rng.randint(0, 3)))} | FINE[path]
+        if fine is not None and rng.random() < 0.7:  # a few odd fields beside a body that would be answered
+            others = [name for name in body if name not in ("model", *fine)]
+            body = {name: body[name] for name in rng.sample(others, min(len(others), rng.randint(0, 3)))} | fine
+        before()
         response = server.client.post(path, content=json.dumps(body).encode())
         assert response.status_code in (200, 400, 403, 404, 422, 504), (path, body, response.text)
         assert str(response.status_code) in document["paths"][path]["post"]["responses"]
         if response.status_code != 200:
             validator.validate(response.json())
         statuses.add(response.status_code)
-    assert len(statuses) > 1 and 200 in statuses if path in FINE else 200 not in statuses
+    assert len(statuses) > 1 and 200 in statuses if fine is not None else 200 not in statuses
 
 
 @pytest.mark.parametrize("path", POSTS)
