@@ -38,12 +38,13 @@ constexpr int64_t kEmbeddingWidth = 3;
 constexpr int64_t kNumEmbeddings = 3;  // few, so that requests differ in one of many
 constexpr int kNumThreads = 3;
 
-struct Violation : std::runtime_error {
-  using std::runtime_error::runtime_error;
+// No std::exception: thrown by the model, the engine would take it for a failure of the model and go on.
+struct Violation {
+  std::string what;
 };
 
 void require(bool holds, const std::string& what) {
-  if (!holds) throw Violation(what);
+  if (!holds) throw Violation{what};
 }
 
 class Random {
@@ -422,6 +423,7 @@ class Simulation {
     require(batch.num_tokens <= scheduler.max_num_tokens && batch.num_seqs <= scheduler.max_num_seqs &&
                 batch.num_logits <= scheduler.max_num_logits,
             "a step has more rows, sequences or logits than allowed");
+    check_that_the_oldest_runs();
     if (random_.chance(setting_.cancel_rate)) cancel_something();
     has_thrown_ = random_.chance(setting_.throw_rate);
     logits_.assign(static_cast<size_t>(batch.num_logits * kVocabSize), 0.0f);
@@ -679,6 +681,22 @@ class Simulation {
     return num_steps;
   }
 
+  // Whatever came after it gives way.
+  void check_that_the_oldest_runs() {
+    for (const auto& [id, asked] : asked_) {
+      for (size_t idx = 0; idx < asked.samples.size(); ++idx) {
+        const Sample& sample = asked.samples[idx];
+        if (!sample.is_open || sample.must_be_cancelled || sample.must_fail) continue;
+        const bool has_rows = std::ranges::any_of(loop_.engine().chunks(), [&](const fmo::Chunk& chunk) {
+          return chunk.sequence->request->id == id && static_cast<size_t>(chunk.sequence->sample_idx) == idx;
+        });
+        require(has_rows || sample.waits_for_mask, "sample " + std::to_string(idx) + " of request " +
+                                                       std::to_string(id) + " is the oldest and has no rows");
+        return;
+      }
+    }
+  }
+
   void watch_the_oldest() {
     const auto oldest = std::ranges::find_if(asked_, [](const auto& entry) { return entry.second.is_open(); });
     if (oldest == asked_.end()) return;
@@ -731,16 +749,20 @@ struct Totals {
 
 bool run_seed(uint64_t seed, bool has_trace, Totals& totals) {
   Simulation simulation(seed, has_trace);
+  std::string what;
   try {
     simulation.run();
     totals.add(simulation.stats());
     return true;
+  } catch (const Violation& violation) {
+    what = violation.what;
   } catch (const std::exception& error) {
-    std::printf("seed %llu, %s: %s\nreplay: python tests/engine/simulate.py %llu 1 --trace\n",
-                static_cast<unsigned long long>(seed), simulation.where().c_str(), error.what(),
-                static_cast<unsigned long long>(seed));
-    return false;
+    what = error.what();
   }
+  std::printf("seed %llu, %s: %s\nreplay: python tests/engine/simulate.py %llu 1 --trace\n",
+              static_cast<unsigned long long>(seed), simulation.where().c_str(), what.c_str(),
+              static_cast<unsigned long long>(seed));
+  return false;
 }
 
 }  // namespace
