@@ -188,8 +188,6 @@ class Engine:
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids), self.embedding_width)
         if params.is_constrained and constraint is None:
             raise InvalidSamplingParams("response_format", params.response_format, "a compiled constraint with it")
-        if not isinstance(params.seed, tuple):
-            params = params.with_(seed=params.sample_seeds())
         masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
         first_mask = constraint.first_mask if constraint is not None else None
         prompt = list(map(int, prompt_ids))

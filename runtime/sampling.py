@@ -111,7 +111,7 @@ class SamplingParams:
     cache_salt: str = ""
     response_format: Mapping[str, Any] | None = None
     replaced_embeddings: ReplacedEmbeddings | None = None
-    _valid_for: tuple[int, int, int, int] | None = field(default=None, init=False, repr=False, compare=False)  # what `validate` got
+    _valid_for: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)  # what `validate` got
 
     @staticmethod
     def of(values: dict[str, Any]) -> SamplingParams:
@@ -136,28 +136,34 @@ class SamplingParams:
     def validate(self, vocab_size: int, max_context_len: int, prompt_len: int, embedding_width: int = 0) -> None:
         """Raises InvalidSamplingParams for the first value out of bounds, for this model and this prompt.
 
-        `embedding_width`: numbers of an embedding; 0 for a model in which none can be replaced. Who asks again for the same gets the same
-        answer without a second look: the server asks, then the engine.
+        `embedding_width`: numbers of an embedding; 0 for a model in which none can be replaced. What does not depend on the prompt is
+        looked at once: the server asks, then the engine, and for every request of the same parameters.
         """
-        given = self.__dict__
-        asked = (vocab_size, max_context_len, prompt_len, embedding_width)
-        if given.get("_valid_for") == asked:
+        max_tokens, room = self.max_tokens, max_context_len - prompt_len
+        if not (prompt_len > 0 and (room >= 1 if max_tokens is None else type(max_tokens) is int and 1 <= max_tokens <= room)):
+            self._check_max_tokens(max_context_len, prompt_len)
+        given, model = self.__dict__, (vocab_size, max_context_len, embedding_width)
+        if given.get("_valid_for") == model:
             return
-        self._check_max_tokens(max_context_len, prompt_len)
+        has_lengths = not _LENGTH_NAMES.isdisjoint(given)
+        if has_lengths:
+            self._check_lengths(given, max_context_len, prompt_len)
+            if self.replaced_embeddings is not None:
+                _check_replaced(self.replaced_embeddings, prompt_len, embedding_width)
         for name, value in given.items():
             bounds = _FLOAT_BOUNDS.get(name)
             if bounds is not None and not (type(value) is float and bounds[0] <= value <= bounds[1]):
                 _check_float(name, value, *bounds)
         if not _COMMON_NAMES.issuperset(given):
-            self._check_uncommon(given, vocab_size, max_context_len, prompt_len, embedding_width)
+            self._check_uncommon(given, vocab_size)
         if self.seed is not None:
             self._check_seed()
         _check_token_ids("eos_token_ids", self.eos_token_ids, vocab_size)
-        given["_valid_for"] = asked
+        if not has_lengths:
+            given["_valid_for"] = model
 
-    def _check_uncommon(self, given: dict[str, Any], vocab_size: int, max_context_len: int, prompt_len: int, embedding_width: int) -> None:
+    def _check_uncommon(self, given: dict[str, Any], vocab_size: int) -> None:
         """The fields that most requests do not have."""
-        self._check_lengths(given, max_context_len, prompt_len)
         if "repetition_penalty" in given and not (_is_number(self.repetition_penalty) and 0.0 < self.repetition_penalty <= 100.0):
             raise InvalidSamplingParams("repetition_penalty", self.repetition_penalty, "a number with 0 < repetition_penalty <= 100")
         if "top_k" in given:
@@ -173,8 +179,6 @@ class SamplingParams:
         self._check_token_lists(given, vocab_size)
         if self.response_format is not None and self.is_constrained:
             self._check_format()
-        if self.replaced_embeddings is not None:
-            _check_replaced(self.replaced_embeddings, prompt_len, embedding_width)
 
     def _check_max_tokens(self, max_context_len: int, prompt_len: int) -> None:
         if not 1 <= prompt_len <= max_context_len - 1:
@@ -251,6 +255,8 @@ class SamplingParams:
 
 SamplingParams.logit_bias = {}  # a default that the class lacks as the constructor makes a new one each time
 _FIELD_NAMES = frozenset(one.name for one in fields(SamplingParams) if one.init)
+_LENGTH_NAMES = frozenset({"max_total_tokens", "min_tokens", "forced_output_tokens", "no_repeat_ngram", "replaced_embeddings"})
+"""Fields whose bounds depend on the prompt; `max_tokens` apart."""
 _COMMON_NAMES = frozenset({*_FLOAT_BOUNDS, "max_tokens", "ignore_eos", "seed", "eos_token_ids", "stop"})
 """Fields that `validate` looks at in every request, or that hold nothing to look at."""
 

@@ -66,6 +66,20 @@ nb::list poll(http::Server& self) {
   return result;
 }
 
+// `fields`: "\nname:value\nname:value\n"; neither has line feeds, no name a colon.
+nb::object header_value(const nb::bytes& fields, const nb::bytes& name) {
+  const std::string_view lines = view(fields);
+  const std::string_view wanted = view(name);
+  for (size_t start = 0; start + 1 < lines.size();) {
+    const std::string_view line = lines.substr(start + 1, lines.find('\n', start + 1) - start - 1);
+    if (line.size() > wanted.size() && line[wanted.size()] == ':' && line.starts_with(wanted)) {
+      return nb::bytes(line.data() + wanted.size() + 1, line.size() - wanted.size() - 1);
+    }
+    start += 1 + line.size();
+  }
+  return nb::none();
+}
+
 http::Limits limits_from_python(const nb::handle& object) {
   auto integer = [&](const char* name) { return nb::cast<int64_t>(object.attr(name)); };
   auto seconds = [&](const char* name) { return nb::cast<double>(object.attr(name)); };
@@ -82,6 +96,7 @@ http::Refusals refusals_from_python(const nb::dict& answers) {
 }  // namespace
 
 void bind_http(nb::module_& m) {
+  m.def("header_value", &header_value, "The value of the first of the fields of a request with this lower-case name.");
   nb::class_<http::Server>(m, "HttpServer", "Connections, requests and answers; csrc/http/server.h says how.")
       .def(
           "__init__",

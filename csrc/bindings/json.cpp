@@ -4,6 +4,9 @@
 
 #include <nanobind/nanobind.h>
 
+#include <bit>
+#include <cstdint>
+
 #include "bindings/bindings.h"
 
 namespace nb = nanobind;
@@ -18,6 +21,26 @@ nb::dict given_attributes(const nb::handle object, const nb::tuple& names) {
     if (!value.is_none()) given[name] = value;
   }
   return given;
+}
+
+// Those of `values` whose bit is set in `wanted` as one value to look up; None: one is a list, an object or a long
+// text.
+nb::object plain_values(const nb::tuple& values, uint64_t wanted) {
+  constexpr Py_ssize_t kMaxChars = 64;
+  const nb::tuple plain = nb::steal<nb::tuple>(PyTuple_New(std::popcount(wanted)));
+  if (!plain.is_valid()) throw nb::python_error();
+  Py_ssize_t num_plain = 0;
+  for (; wanted != 0; wanted &= wanted - 1) {
+    PyObject* value = PyTuple_GetItem(values.ptr(), std::countr_zero(wanted));
+    if (value == nullptr) throw nb::python_error();
+    const bool is_plain = value == Py_None || PyBool_Check(value) || PyLong_CheckExact(value) ||
+                          PyFloat_CheckExact(value) ||
+                          (PyUnicode_CheckExact(value) && PyUnicode_GET_LENGTH(value) <= kMaxChars);
+    if (!is_plain) return nb::none();
+    Py_INCREF(value);
+    PyTuple_SET_ITEM(plain.ptr(), num_plain++, value);
+  }
+  return plain;
 }
 
 // {"role", "content"} of each message, the role as `roles` calls it; None if a message is not just these two texts.
@@ -68,11 +91,13 @@ void bind_json(nb::module_& m) {
       [](const nb::bytes& json, size_t max_depth, size_t max_containers) {
         return has_unique_names({static_cast<const char*>(json.data()), json.size()}, {max_depth, max_containers});
       },
-      nb::arg("json"), nb::kw_only(), nb::arg("max_depth"), nb::arg("max_containers"),
+      nb::arg("json"), nb::arg("max_depth"), nb::arg("max_containers"),
       "True: this text, if it is valid JSON, nests no deeper than `max_depth`, holds at most `max_containers` arrays "
       "and objects, and none of its objects has two fields of the same name. False: perhaps one has.");
   m.def("given_attributes", &given_attributes, nb::arg("object"), nb::arg("names"),
         "Those attributes of `object` that are not None, by name.");
+  m.def("plain_values", &plain_values, nb::arg("values"), nb::arg("wanted"),
+        "Those of `values` whose bit is set in `wanted`, if each is None, a number or a short text; else None.");
   m.def("plain_messages", &plain_messages, nb::arg("messages"), nb::arg("roles"),
         "Messages of role and content only, the roles as `roles` calls them; None: some are others.");
   m.def("may_hold", &may_hold, nb::arg("messages"), nb::arg("characters"),

@@ -19,14 +19,16 @@ struct OpenValue {
 // The end of the string whose opening quote is at `start`: its closing quote, or npos.
 size_t string_end(std::string_view json, size_t start, bool& has_escape) {
   has_escape = false;
-  for (size_t pos = start + 1; pos < json.size(); ++pos) {
-    if (json[pos] == '"') return pos;
-    if (json[pos] == '\\') {
-      has_escape = true;
-      ++pos;
-    }
+  size_t pos = start + 1;
+  size_t quote = json.find('"', pos);
+  while (quote != std::string_view::npos) {
+    const size_t escape = json.substr(pos, quote - pos).find('\\');
+    if (escape == std::string_view::npos) break;
+    has_escape = true;
+    pos += escape + 2;
+    if (pos > quote) quote = json.find('"', pos);
   }
-  return std::string_view::npos;
+  return quote;
 }
 
 }  // namespace

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
+from .._core import plain_values
 from ..sampling import SamplingParams
 from ..structured.after_reasoning import AfterReasoning
 from ..structured.constraint import Constraint, ConstraintCompiler
@@ -34,15 +36,23 @@ from .limits import Limits
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max", "ultracode")
 _ALPHANUMERIC = string.ascii_letters + string.digits
 AnyConstraint = Constraint | CallConstraint | AfterReasoning | ChannelConstraint
+_NOT_PLANNED = frozenset({"model", "messages", "stream", "stream_options"})
+_PLANNED_FIELDS = sum(1 << i for i, name in enumerate(ChatRequest.__struct_fields__) if name not in _NOT_PLANNED)
+"""As bits; a kind of request with more fields has them behind these."""
+_MAX_REMEMBERED = 256
 
 
 class ChatPlan(msgspec.Struct):
-    """Of one chat request, before its prompt is known. `tools`: None when the model may not call."""
+    """Of a chat request, before its prompt is known. `tools`: None when the model may not call.
+
+    `free_answers`: how answers without a constraint are read, by whether the prompt has opened the reasoning.
+    """
 
     tools: ToolRequest | None
     template_variables: dict[str, Any]
     parses_reasoning: bool
     gives_reasoning: bool
+    free_answers: dict[bool, ReadOptions] = {}
 
 
 class AnswerPlanner:
@@ -62,6 +72,7 @@ class AnswerPlanner:
         self._max_tools, self._constraint_limits = limits.max_tools, limits.of_constraints
         self._parse_reasoning = parse_reasoning
         self._compiler = ConstraintCompiler(tokenizer, vocab_size, eos_ids) if tokenizer is not None else None
+        self._remembered: dict[tuple[object, ...], tuple[SamplingParams, ChatPlan]] = {}
         self.forms: AnswerForms | None = None
         if tokenizer is not None and template is not None:
             self.forms = answer_forms(template, tokenizer, eos_ids)
@@ -77,6 +88,23 @@ class AnswerPlanner:
             return self._format(params)
         except InvalidConstraint as error:
             raise bad_request(str(error), error.param, "invalid_constraint") from None
+
+    def params_and_plan(self, request: ChatRequest, params_of: Callable[[ChatRequest], SamplingParams]) -> tuple[SamplingParams, ChatPlan]:
+        """`params_of(request)` and the plan for them, the same objects for requests that differ in their messages only.
+
+        `params_of`: always the same function. Raises ApiError.
+        """
+        key = plain_values(astuple(request), _PLANNED_FIELDS)
+        remembered = self._remembered.get(key) if key is not None else None
+        if remembered is not None:
+            return remembered
+        params = params_of(request)
+        made = params, self.plan_chat(request, params)
+        if key is not None:
+            if len(self._remembered) >= _MAX_REMEMBERED:
+                self._remembered.clear()  # the common ones are back soon
+            self._remembered[key] = made
+        return made
 
     def plan_chat(self, request: ChatRequest, params: SamplingParams) -> ChatPlan:
         """Checks the fields. Raises ApiError."""
@@ -98,13 +126,18 @@ class AnswerPlanner:
         assert self.forms is not None
         reasoning = self.forms.reasoning
         is_open = reasoning is not None and reasoning.is_opened_by(prompt_tail)
+        if is_open in plan.free_answers:
+            return None, plan.free_answers[is_open]
         functions = dict(plan.tools.schemas) if plan.tools is not None else {}
         channels = self.forms.channels
         splits = plan.parses_reasoning or (params.is_constrained and (is_open or channels is not None))
         begun = channels.begun_by(prompt_tail) if channels is not None else ""
         options = ReadOptions(self.forms, functions, is_open, splits, plan.parses_reasoning and plan.gives_reasoning, begun)
         try:
-            return self._constraint(plan, request, params, options), options
+            constraint = self._constraint(plan, request, params, options)
+            if constraint is None and channels is None:
+                plan.free_answers[is_open] = options
+            return constraint, options
         except InvalidConstraint as error:
             raise bad_request(str(error), error.param, "invalid_constraint") from None
 

@@ -42,7 +42,7 @@ from .generation import Batch, Consumer, Generation, Prompt
 from .grammar_queue import GrammarQueue
 from .http import JSON, EventStream, encode_json, read_request, send_body, send_error, send_json
 from .limits import Limits
-from .params import as_api_error, chat_params, check_prompt, completion_params, params_for_prompt
+from .params import as_api_error, chat_params, check_prompt, check_stream, completion_params, params_for_prompt
 
 MAX_HEARTBEAT_AGE_S = 30.0
 _INLINE_BODY_BYTES = 4096
@@ -307,11 +307,9 @@ class App:
 
     async def _made(self, exchange: Exchange, request: Any, target: Target, make_prompts: PromptMaker) -> list[Prompt]:
         """The prompts of a request, made on the thread that its size and its grammar call for."""
-        size = exchange.header(b"content-length") or b""
-        num_bytes = int(size) if size.isdigit() else self.options.limits.max_body_bytes
         if _may_compile(request):
-            prompts = await self._grammars.run(num_bytes, lambda asked: make_prompts(asked, target), request)
-        elif num_bytes <= _INLINE_BODY_BYTES:
+            prompts = await self._grammars.run(exchange.num_body_bytes, lambda asked: make_prompts(asked, target), request)
+        elif exchange.num_body_bytes <= _INLINE_BODY_BYTES:
             prompts = make_prompts(request, target)
         else:
             prompts = await asyncio.get_running_loop().run_in_executor(self._pool, make_prompts, request, target)
@@ -319,21 +317,25 @@ class App:
         return prompts
 
     def _chat_prompts(self, request: ChatRequest, target: Target) -> list[Prompt]:
-        params = chat_params(request, self.options.limits, self.model.eos_token_ids)
+        check_stream(request)
         tokenizer, template = self.model.tokenizer, target.chat_template
         if tokenizer is None:
             raise no_tokenizer("messages")
         if template is None:
             raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
-        plan = target.planner.plan_chat(request, params)
+        params, plan = target.planner.params_and_plan(request, self._chat_params)
         token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, target.planner.forms)
         prompt = self._prompt(request, token_ids, params, "messages")
         prompt.constraint, prompt.reading = target.planner.plan_answer(plan, request, prompt.params, tail)
         return [prompt]
 
+    def _chat_params(self, request: ChatRequest) -> SamplingParams:
+        return self.options.bad_stop.added_to(chat_params(request, self.options.limits, self.model.eos_token_ids))
+
     def _completion_prompts(self, request: CompletionRequest, target: Target) -> list[Prompt]:
         given, name = completion_prompts(request, self.options.limits)
-        params = completion_params(request, self.model.tokenizer, self.options.limits)
+        check_stream(request)
+        params = self.options.bad_stop.added_to(completion_params(request, self.model.tokenizer, self.options.limits))
         if len(given) > 1 and len(given) * params.n > self.options.max_queue_len:
             what = f"{len(given)} prompts of {params.n} results each are more than the {self.options.max_queue_len} that may wait"
             raise invalid_value(f"{what}; send them in several requests", name)
@@ -350,7 +352,6 @@ class App:
         is_encoded = name == "messages"  # 'prompt' may be token ids
         if not (is_encoded and tokenizer is not None and tokenizer.max_token_id < engine.vocab_size):
             check_prompt(token_ids, engine.vocab_size, name)
-        params = self.options.bad_stop.added_to(params)
         try:
             params.validate(engine.vocab_size, engine.max_context_len, len(token_ids), engine.embedding_width)
         except InvalidSamplingParams as error:

@@ -122,7 +122,6 @@ class Bridge:
 
     def _note_started(self) -> None:
         """Whatever the engine no longer counts as waiting was started since the last step; what was cancelled may still be counted."""
-        num_started = max(0, len(self._unstarted) - self.engine.num_queued_requests)
-        now = time.monotonic()
-        for request_id in list(self._unstarted)[:num_started]:
-            self._on_first_schedule(now - self._unstarted.pop(request_id))
+        unstarted, num_queued, now = self._unstarted, self.engine.num_queued_requests, time.monotonic()
+        while len(unstarted) > num_queued:
+            self._on_first_schedule(now - unstarted.pop(next(iter(unstarted))))

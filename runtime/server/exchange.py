@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from .._core import header_value
 from .errors import ApiError, bad_request, unavailable
 from .running import Waiter
 
@@ -35,7 +36,7 @@ class Listener(Protocol):
 
 
 class Exchange:
-    """`method` and `path` (decoded, without the query) as text."""
+    """`method` and `path` (decoded, without the query) as text. `num_body_bytes`: once there is a `body`."""
 
     __slots__ = (
         "_body",
@@ -49,6 +50,7 @@ class Exchange:
         "_waiter",
         "is_gone",
         "method",
+        "num_body_bytes",
         "path",
     )
 
@@ -62,13 +64,11 @@ class Exchange:
         self._failure: Exception | None = None  # that ends the request
         self._waiter: Waiter | None = None
         self._is_begun = self._has_stalled = self.is_gone = False
+        self.num_body_bytes = 0
 
     def header(self, name: bytes) -> bytes | None:
         """The value of the first header with this lower-case name."""
-        start = self._fields.find(b"\n%b:" % name)  # "\nname:value\nname:value\n"; neither has line feeds, no name a colon
-        if start < 0:
-            return None
-        return self._fields[start + len(name) + 2 : self._fields.index(b"\n", start + 1)]
+        return header_value(self._fields, name)
 
     # The request -------------------------------------------------------------------------------------------------------------------------
 
@@ -84,6 +84,7 @@ class Exchange:
         if not isinstance(self._body, bytes):
             raise self._body_failure()
         body, self._body = self._body, b""
+        self.num_body_bytes = len(body)
         return body
 
     def _body_failure(self) -> ApiError:

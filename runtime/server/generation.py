@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Prompt(msgspec.Struct):
-    """Token ids and what to do with them; `params.seed` is fixed, one seed per sample.
+    """Token ids and what to do with them; of a completion `params.seed` is fixed, one seed per sample.
 
     `constraint`: what the answers must look like. `reading`: how the answers of a chat are read.
     """

@@ -38,7 +38,7 @@ async def read_request(exchange: Exchange, limits: Limits, kind: type[Request]) 
 
 def parse_request(body: bytes, limits: Limits, kind: type[Request]) -> Request:
     """`body` as a request, in one step if nothing is odd about it, else in steps that find out what is. Raises ApiError 400 or 422."""
-    if has_unique_names(body, max_depth=limits.max_json_depth, max_containers=limits.max_json_containers):
+    if has_unique_names(body, limits.max_json_depth, limits.max_json_containers):
         try:
             request: Request = strict_decoder(kind).decode(body)
             return request
@@ -56,7 +56,7 @@ def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
         raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
-    is_unique = has_unique_names(body, max_depth=limits.max_json_depth, max_containers=limits.max_json_containers)
+    is_unique = has_unique_names(body, limits.max_json_depth, limits.max_json_containers)
     if not is_unique and _STRINGS.findall(body).count(b":") != _num_names(value):
         raise bad_request("an object of the body has two fields of the same name", code="duplicate_field")
     return value

@@ -61,9 +61,13 @@ def sampling_fields(request: GenerationRequest, limits: Limits) -> dict[str, Any
         values["logit_bias"] = {_token_id(key): bias for key, bias in request.logit_bias.items()}
     if request.timeout_microseconds is not None and request.timeout_microseconds < 0:
         raise invalid_value(f"'timeout_microseconds' is {request.timeout_microseconds}, expected 0 or more", "timeout_microseconds")
+    return values
+
+
+def check_stream(request: GenerationRequest) -> None:
+    """Raises ApiError."""
     if request.stream_options is not None and not request.stream:
         raise invalid_value("'stream_options' is only allowed with 'stream': true", "stream_options")
-    return values
 
 
 def _stop_strings(stops: list[str], limits: Limits) -> tuple[str, ...]:
@@ -75,7 +79,7 @@ def _stop_strings(stops: list[str], limits: Limits) -> tuple[str, ...]:
 
 
 def chat_params(request: ChatRequest, limits: Limits, model_eos_ids: tuple[int, ...]) -> SamplingParams:
-    """With the model's own end-of-sequence tokens, and with a seed for each sample. Raises ApiError."""
+    """With the model's own end-of-sequence tokens, and with a seed for each sample if one is given. Raises ApiError."""
     values = sampling_fields(request, limits)
     if request.max_completion_tokens is not None:
         if request.max_tokens not in (None, request.max_completion_tokens):
@@ -87,7 +91,8 @@ def chat_params(request: ChatRequest, limits: Limits, model_eos_ids: tuple[int, 
         values["logprobs"] = request.top_logprobs or 0
         _check_range("top_logprobs", values["logprobs"], 0, limits.max_logprobs)
     values["eos_token_ids"] = _all_eos_ids(model_eos_ids, values.get("eos_token_ids"))
-    values["seed"] = sample_seeds(values.get("seed"), request.n or 1)
+    if "seed" in values:
+        values["seed"] = sample_seeds(values["seed"], request.n or 1)
     return SamplingParams.of(values)
 
 
