@@ -47,6 +47,8 @@ from .params import as_api_error, chat_params, check_prompt, check_stream, compl
 MAX_HEARTBEAT_AGE_S = 30.0
 _INLINE_BODY_BYTES = 4096
 """A request this small is tokenized on the event loop; a larger one in a thread."""
+_MAX_TIMEOUT_US = 10**15
+"""Thirty years: no limit at all, as a number that fits into a float."""
 _QUEUED_ROUTES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses"})
 _MODEL_ROUTE, _ADAPTER_ROUTE = "/v1/models/", "/v1/adapters/"
 _log = logging.getLogger(__name__)
@@ -361,7 +363,7 @@ class App:
     def _generation(self, request: GenerationRequest, target: Target, prompts: list[Prompt]) -> Generation:
         deadline_s: float | None = self.options.request_timeout_s or None
         if request.timeout_microseconds:
-            wanted_s = request.timeout_microseconds * 1e-6
+            wanted_s = min(request.timeout_microseconds, _MAX_TIMEOUT_US) * 1e-6
             deadline_s = wanted_s if deadline_s is None else min(wanted_s, deadline_s)
         return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, deadline_s, target.adapter_name)
 

@@ -23,7 +23,7 @@ from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation, UsageBody
-from .http import encode_json
+from .http import encode_json, parse_json
 from .limits import Limits
 from .reading import Choice, reading_of
 
@@ -57,11 +57,11 @@ def checked_messages(messages: list[dict[str, Any]], limits: Limits, forms: Answ
     plain = plain_messages(messages, _PLAIN_ROLES)
     if plain is not None:
         return plain
-    checked = [_checked_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    checked = [_checked_message(message, f"messages[{i}]", limits) for i, message in enumerate(messages)]
     return checked if forms is None else [forms.history_message(message) for message in checked]
 
 
-def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
+def _checked_message(message: dict[str, Any], where: str, limits: Limits) -> dict[str, Any]:
     given = {key: value for key, value in message.items() if value is not None}
     role = given.get("role")
     if role is None:
@@ -80,7 +80,7 @@ def _checked_message(message: dict[str, Any], where: str) -> dict[str, Any]:
     if "reasoning" in plain:  # another client's name for the same thing
         plain.setdefault("reasoning_content", plain.pop("reasoning"))
     if "tool_calls" in plain:
-        plain["tool_calls"] = _checked_tool_calls(plain["tool_calls"], f"{where}.tool_calls")
+        plain["tool_calls"] = _checked_tool_calls(plain["tool_calls"], f"{where}.tool_calls", limits)
     if role == "tool" and "tool_call_id" not in plain:
         raise bad_request(f"field '{where}.tool_call_id' is missing", "messages", "missing_field")
     plain["content"] = _checked_content(given.get("content"), f"{where}.content", is_needed=not plain.get("tool_calls"))
@@ -101,14 +101,14 @@ def _checked_content(content: Any, where: str, *, is_needed: bool) -> str:
     for i, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else None
         if kind != "text":
-            raise invalid_value(f"'{where}[{i}].type' is {kind!r}; this model reads only parts of type 'text'", "messages")
+            raise invalid_value(f"'{where}[{i}].type' is {str(kind)[:40]!r}; this model reads only parts of type 'text'", "messages")
         if not isinstance(part.get("text"), str):
             raise bad_request(f"'{where}[{i}].text' has the wrong type: expected str", "messages", "wrong_type")
         texts.append(part["text"])
     return "\n".join(texts)
 
 
-def _checked_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
+def _checked_tool_calls(calls: Any, where: str, limits: Limits) -> list[dict[str, Any]]:
     """Calls that the assistant made earlier. `arguments` arrive as JSON text; templates print them as objects."""
     if not isinstance(calls, list):
         raise bad_request(f"'{where}' has the wrong type: expected a list", "messages", "wrong_type")
@@ -121,10 +121,7 @@ def _checked_tool_calls(calls: Any, where: str) -> list[dict[str, Any]]:
             )
         arguments = function.get("arguments", "{}")
         if isinstance(arguments, str):
-            try:
-                arguments = msgspec.json.decode(arguments or "{}")
-            except msgspec.DecodeError as error:
-                raise invalid_value(f"'{where}[{i}].function.arguments' is not JSON: {error}", "messages") from None
+            arguments = parse_json((arguments or "{}").encode(), limits, f"'{where}[{i}].function.arguments'", "messages")
         checked.append({"id": str(call.get("id", "")), "type": "function", "function": {"name": function["name"], "arguments": arguments}})
     return checked
 

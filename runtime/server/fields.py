@@ -185,8 +185,7 @@ def _refuse_unless_neutral(name: str, value: Any, known: tuple[str, ...]) -> Non
         if not any(type(value) is type(neutral) and value == neutral for neutral in NOT_HONOURED[name]):
             raise invalid_value(f"'{name}' is not supported by this server; leave it out", name, code="unsupported_field")
         return
-    near = get_close_matches(name, [*known, *NOT_HONOURED, *IGNORED], n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = _hint(name, [*known, *NOT_HONOURED, *IGNORED])
     raise bad_request(f"unknown field '{name[:64]}'{hint}", name[:64], code="unknown_field")
 
 
@@ -194,9 +193,14 @@ def refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str)
     """For objects inside a request, at `where`: a 400 for what is none of its `known` fields; null is absent."""
     for name, value in given.items():
         if name not in known and value is not None:
-            near = get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = _hint(name, known)
             raise bad_request(f"unknown field '{where}.{name[:64]}'{hint}", re.split(r"[.\[]", where)[0], code="unknown_field")
+
+
+def _hint(name: str, known: Collection[str]) -> str:
+    """The nearest known name; to compare takes as long as the name is."""
+    near = get_close_matches(name[:64], known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
 
 
 _PATH = re.compile(r" - at `\$\.?(.*)`$")

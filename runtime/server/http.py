@@ -48,18 +48,23 @@ def parse_request(body: bytes, limits: Limits, kind: type[Request]) -> Request:
 
 
 def parse_json_object(body: bytes, limits: Limits) -> dict[str, Any]:
-    """`body` as a JSON object. Strict: no NaN, no infinities, bounded depth. Raises ApiError 400."""
-    _check_structure(body, limits)
-    try:
-        value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad_request(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    """`body` as a JSON object. Raises ApiError 400."""
+    value = parse_json(body, limits, "the body")
     if not isinstance(value, dict):
         raise bad_request("the body is not a JSON object", code="invalid_json")
     is_unique = has_unique_names(body, limits.max_json_depth, limits.max_json_containers)
     if not is_unique and _STRINGS.findall(body).count(b":") != _num_names(value):
         raise bad_request("an object of the body has two fields of the same name", code="duplicate_field")
     return value
+
+
+def parse_json(text: bytes, limits: Limits, what: str, param: str | None = None) -> Any:
+    """`text`, which is called `what`. Strict: no NaN, no infinities, bounded depth. Raises ApiError 400."""
+    _check_structure(text, limits, what, param)
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"{what} is not valid JSON: {error}", param, code="invalid_json") from None
 
 
 def _num_names(value: Any) -> int:
@@ -78,7 +83,7 @@ def _num_names(value: Any) -> int:
     return total
 
 
-def _check_structure(body: bytes, limits: Limits) -> None:
+def _check_structure(body: bytes, limits: Limits, what: str, param: str | None) -> None:
     """Bounds the depth and the number of arrays and objects before anything is built from them."""
     if body.count(b"[") + body.count(b"{") <= limits.max_json_depth:
         return
@@ -89,11 +94,11 @@ def _check_structure(body: bytes, limits: Limits) -> None:
             depth += 1
             num_containers += 1
             if depth > limits.max_json_depth:
-                raise bad_request(f"the body nests deeper than {limits.max_json_depth} levels", code="invalid_json")
+                raise bad_request(f"{what} nests deeper than {limits.max_json_depth} levels", param, code="invalid_json")
         elif char in b"]}":
             depth -= 1
         if num_containers > limits.max_json_containers:
-            raise bad_request(f"the body holds more than {limits.max_json_containers} arrays and objects", code="invalid_json")
+            raise bad_request(f"{what} holds more than {limits.max_json_containers} arrays and objects", param, code="invalid_json")
 
 
 def send_body(exchange: Exchange, status: int, body: bytes, content_type: bytes = JSON, headers: Iterable[tuple[str, str]] = ()) -> None:

@@ -48,7 +48,7 @@ def grammar_of(response_format: Mapping[str, Any] | None, limits: ConstraintLimi
         return None
     kind = response_format.get("type")
     if kind not in _TYPES:
-        near = get_close_matches(str(kind), _TYPES, n=1)
+        near = get_close_matches(str(kind)[:40], _TYPES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
         raise InvalidConstraint(f"'response_format.type' is {str(kind)[:40]!r}, expected one of {', '.join(_TYPES)}{hint}")
     payload = {"json_schema": "json_schema", "regex": "schema"}.get(kind)

@@ -10,6 +10,7 @@ that no grammar constrained. White space between content and a call is dropped.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +48,30 @@ class _Mismatch(Exception):
 
 _Waits = Generator[None, None, None]
 """Yields when it needs more text."""
+_WORD_END = re.compile(r"[^-+.0-9A-Za-z]")
+
+
+class _JsonScan:
+    """Finds the end of an object, a list or a string that comes in pieces; whether it is valid is no matter here."""
+
+    __slots__ = ("_depth", "_in_string", "_is_escaped")
+
+    def __init__(self) -> None:
+        self._depth, self._in_string, self._is_escaped = 0, False, False
+
+    def end(self, piece: str) -> int | None:
+        """Where the value ends in the next piece; None: later."""
+        for pos, char in enumerate(piece):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._in_string:
+                self._is_escaped, self._in_string = char == "\\", char != '"'
+            else:
+                self._in_string = char == '"'
+                self._depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(char, 0)
+            if not self._in_string and self._depth == 0 and char in '"}]':
+                return pos + 1
+        return None
 
 
 class CallParser:
@@ -227,22 +252,11 @@ class CallParser:
         self._buffer = self._buffer.lstrip()
         if self._buffer[0] != "{":
             raise _Mismatch
-        depth, in_string, is_escaped = 0, False, False
-        while True:
-            for pos, char in enumerate(self._buffer):
-                if is_escaped:
-                    is_escaped = False
-                elif in_string:
-                    is_escaped, in_string = char == "\\", char != '"'
-                elif char == '"':
-                    in_string = True
-                else:
-                    depth += {"{": 1, "[": 1, "}": -1, "]": -1}.get(char, 0)
-                    if depth == 0:
-                        self._give_arguments(self._take(pos + 1))
-                        return
+        scan = _JsonScan()
+        while (end := scan.end(self._buffer)) is None:
             self._give_arguments(self._take(len(self._buffer)))
             yield from self._more()
+        self._give_arguments(self._take(end))
 
     def _parameters(self, form: Parameters, schema: Any, following: str) -> _Waits:
         """Arguments one by one up to `following`; each is given out when it is complete."""
@@ -282,15 +296,20 @@ class CallParser:
 
     def _json_value(self) -> Generator[None, None, str]:
         """One JSON value, as its text."""
-        decoder = json.JSONDecoder()
-        while True:
-            try:
-                _, end = decoder.raw_decode(self._buffer)
-            except ValueError:
-                end = len(self._buffer)
-            if end < len(self._buffer):  # at the end of the buffer a number may go on
-                return self._take(end)
+        while not self._buffer:
             yield from self._more()
+        scan, num_seen = _JsonScan(), 0
+        if self._buffer[0] not in '{["':  # a number, true, false or null ends before what cannot be part of it
+            while (found := _WORD_END.search(self._buffer, num_seen)) is None:
+                num_seen = len(self._buffer)
+                yield from self._more()
+            end: int | None = found.start()
+        else:
+            while (end := scan.end(self._buffer[num_seen:])) is None:
+                num_seen = len(self._buffer)
+                yield from self._more()
+            end += num_seen
+        return self._take(end)
 
     def _give_text(self, length: int) -> None:
         if length:

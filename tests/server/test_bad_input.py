@@ -416,3 +416,33 @@ def test_a_value_of_another_type_at_any_depth_is_answered_or_refused(hermes: Tes
         assert response.status_code in (200, 400, 404, 422), (changed, response.text)
         statuses.add(response.status_code)
     assert {200, 400, 422} <= statuses
+
+
+@pytest.mark.parametrize("depth", [60, 65, 900, 100_000])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+def test_the_arguments_of_an_earlier_call_nest_as_deep_as_a_body_may(hermes: TestServer, path: str, depth: int) -> None:
+    arguments = nested('{"a":', "1", "}", depth).decode()
+    function = {"name": "f", "arguments": arguments}
+    result = {"role": "tool", "tool_call_id": "a", "content": "[[fine]]"}
+    messages = [*USER, {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]}, result]
+    items = [{"type": "function_call", "call_id": "a", **function}, {"type": "function_call_output", "call_id": "a", "output": "[[fine]]"}]
+    response = hermes.post(path, **({"messages": messages} if "chat" in path else {"input": [*USER, *items]}))
+    if depth == 60:
+        assert response.status_code == 200 and "fine" in response.text
+    else:
+        check(response, 400, "messages" if "chat" in path else "input")
+
+
+def test_a_time_limit_may_be_any_number(server: TestServer) -> None:
+    for digits in (16, 20, 400, 4000):
+        response = server.post("/v1/completions", prompt="[[a]]", timeout_microseconds=int("9" * digits))
+        assert response.status_code == 200, response.text
+
+
+def test_an_error_shows_no_more_of_a_long_value_than_tells_it(server: TestServer) -> None:
+    long = "x" * 100_000
+    bodies = [message([{"type": long}]), {**message("a"), long: 1}, {**message("a"), "response_format": {"type": long}}]
+    bodies += [{**message("a"), "model": long}, {"messages": [{"role": long}]}, {"messages": [{"role": "user", "content": "a", long: 1}]}]
+    for body in bodies:
+        response = server.post("/v1/chat/completions", **body)
+        assert 400 <= response.status_code < 500 and len(response.content) < 2000, response.text[:200]

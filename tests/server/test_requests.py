@@ -149,6 +149,6 @@ def test_messages_that_are_checked_at_once_are_as_those_checked_one_by_one() -> 
         at_once = plain_messages(messages, chat._PLAIN_ROLES)
         if at_once is not None:
             num_at_once += 1
-            assert at_once == [chat._checked_message(message, "messages[0]") for message in messages]
+            assert at_once == [chat._checked_message(message, "messages[0]", LIMITS) for message in messages]
             assert all(list(message) == ["role", "content"] for message in at_once)
     assert 200 < num_at_once < 1800
