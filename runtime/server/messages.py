@@ -257,7 +257,7 @@ class MessagesAnswer:
 
 
 def _parsed(arguments: str) -> Any:
-    """The arguments of a call as an object; those of a call that was cut off are not JSON, some nest too deep to be read: they come as text."""
+    """The arguments of a call as an object; those that were cut off, or nest too deep to be read, come as text."""
     try:
         return msgspec.json.decode(arguments)
     except (msgspec.DecodeError, RecursionError):

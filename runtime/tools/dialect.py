@@ -278,10 +278,10 @@ def _dialect(
     assert isinstance(first, str)
     start = start.lstrip()
     if not start:  # what separates a call from the one before it separates the first one from what is before that
-        call[0] = first.lstrip()
         if separator is not None:
-            separator += first[: len(first) - len(call[0])]
-    found = _TRIGGER.match(start + call[0])
+            separator += first[: len(first) - len(first.lstrip())]
+        first = call[0] = first.lstrip()
+    found = _TRIGGER.match(start + first)
     dialect = CallDialect(
         start,
         tuple(call),

@@ -59,9 +59,10 @@ class _JsonScan:
     def __init__(self) -> None:
         self._depth, self._in_string, self._is_escaped = 0, False, False
 
-    def end(self, piece: str) -> int | None:
-        """Where the value ends in the next piece; None: later."""
-        for pos, char in enumerate(piece):
+    def end(self, text: str, num_seen: int = 0) -> int | None:
+        """Where the value ends in `text`, of which the first characters were seen before; None: later."""
+        for pos in range(num_seen, len(text)):
+            char = text[pos]
             if self._is_escaped:
                 self._is_escaped = False
             elif self._in_string:
@@ -298,18 +299,18 @@ class CallParser:
         """One JSON value, as its text."""
         while not self._buffer:
             yield from self._more()
+        is_word = self._buffer[0] not in '{["'  # a number, true, false or null ends before what cannot be part of it
         scan, num_seen = _JsonScan(), 0
-        if self._buffer[0] not in '{["':  # a number, true, false or null ends before what cannot be part of it
-            while (found := _WORD_END.search(self._buffer, num_seen)) is None:
-                num_seen = len(self._buffer)
-                yield from self._more()
-            end: int | None = found.start()
-        else:
-            while (end := scan.end(self._buffer[num_seen:])) is None:
-                num_seen = len(self._buffer)
-                yield from self._more()
-            end += num_seen
-        return self._take(end)
+        while True:
+            if is_word:
+                found = _WORD_END.search(self._buffer, num_seen)
+                end = found.start() if found is not None else None
+            else:
+                end = scan.end(self._buffer, num_seen)
+            if end is not None:
+                return self._take(end)
+            num_seen = len(self._buffer)
+            yield from self._more()
 
     def _give_text(self, length: int) -> None:
         if length:
