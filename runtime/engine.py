@@ -131,6 +131,7 @@ class Engine:
         self.adapters = AdapterRegistry(getattr(executor, "core", executor))
         """LoRA adapters that requests may ask for by name."""
         self._scope_key = secrets.token_bytes(16)
+        self._open_scope = self._cache_scope("")
         self._queue_full: type[Exception] = _core.QueueFullError
         self._too_large: type[Exception] = _core.RequestTooLargeError
         self._stopped: type[Exception] = _core.EngineStoppedError
@@ -190,7 +191,7 @@ class Engine:
             raise InvalidSamplingParams("response_format", params.response_format, "a compiled constraint with it")
         masks = [constraint.sample() for _ in range(params.n)] if constraint is not None else []
         first_mask = constraint.first_mask if constraint is not None else None
-        prompt = list(map(int, prompt_ids))
+        prompt = prompt_ids if type(prompt_ids) is list else list(map(int, prompt_ids))
         used = self.adapters.acquire(adapter) if adapter is not None else None
         try:
             return self._submit(prompt, params, first_mask, _Request(sink, params.n, masks, [0] * len(masks), used))
@@ -200,7 +201,8 @@ class Engine:
             raise
 
     def _submit(self, prompt: list[int], params: SamplingParams, first_mask: bytes | None, request: _Request) -> int:
-        scope = self._cache_scope(params.cache_salt, request.adapter)
+        is_open = request.adapter is None and not params.cache_salt
+        scope = self._open_scope if is_open else self._cache_scope(params.cache_salt, request.adapter)
         slot = -1 if request.adapter is None else request.adapter.slot
         # Under the lock, so that the dispatcher cannot see an event of a request that is not in the table yet.
         with self._lock:

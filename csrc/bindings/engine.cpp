@@ -7,10 +7,13 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <random>
 #include <stdexcept>
+#include <string_view>
+#include <type_traits>
 #include <unordered_map>
 
 #include "bindings/bindings.h"
@@ -36,38 +39,61 @@ T attribute(const nb::handle& object, const char* name) {
   return nb::cast<T>(object.attr(name));
 }
 
-// Reads a friendli_runtime.sampling.SamplingParams; the stop strings are not the engine's.
-SamplingParams params_from_python(const nb::handle& object) {
-  SamplingParams params;
-  params.max_tokens = attribute<std::optional<int64_t>>(object, "max_tokens");
-  params.max_total_tokens = attribute<std::optional<int64_t>>(object, "max_total_tokens");
-  params.min_tokens = attribute<int64_t>(object, "min_tokens");
-  params.temperature = attribute<double>(object, "temperature");
-  params.top_k = attribute<int64_t>(object, "top_k");
-  params.top_p = attribute<double>(object, "top_p");
-  params.min_p = attribute<double>(object, "min_p");
-  params.xtc_threshold = attribute<double>(object, "xtc_threshold");
-  params.xtc_probability = attribute<double>(object, "xtc_probability");
-  params.repetition_penalty = attribute<double>(object, "repetition_penalty");
-  params.frequency_penalty = attribute<double>(object, "frequency_penalty");
-  params.presence_penalty = attribute<double>(object, "presence_penalty");
-  for (const auto& [token_id, bias] : nb::cast<nb::dict>(object.attr("logit_bias"))) {
+using ParamsReader = void (*)(SamplingParams& params, nb::handle value);
+
+template <auto field>
+void read_into(SamplingParams& params, nb::handle value) {
+  params.*field = nb::cast<std::decay_t<decltype(params.*field)>>(value);
+}
+
+void read_logit_bias(SamplingParams& params, nb::handle value) {
+  for (const auto& [token_id, bias] : nb::cast<nb::dict>(value)) {
     params.logit_bias.emplace_back(nb::cast<int32_t>(token_id), static_cast<float>(nb::cast<double>(bias)));
   }
-  params.no_repeat_ngram = attribute<int64_t>(object, "no_repeat_ngram");
-  params.bad_words = attribute<std::vector<TokenIds>>(object, "bad_words_ids");
-  params.forced_tokens = attribute<TokenIds>(object, "forced_output_tokens");
-  params.eos_token_ids = attribute<TokenIds>(object, "eos_token_ids");
-  params.stop_token_ids = attribute<TokenIds>(object, "stop_token_ids");
-  params.stop_sequences = attribute<std::vector<TokenIds>>(object, "stop_token_sequences");
-  params.ignore_eos = attribute<bool>(object, "ignore_eos");
-  params.num_logprobs = attribute<std::optional<int64_t>>(object, "logprobs");
-  params.num_prompt_logprobs = attribute<std::optional<int64_t>>(object, "prompt_logprobs");
-  params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
-  if (const nb::object replaced = object.attr("replaced_embeddings"); !replaced.is_none()) {
-    params.embedding_positions = attribute<TokenIds>(replaced, "positions");
-    params.embeddings = attribute<std::vector<float>>(replaced, "vectors");
+}
+
+void read_replaced_embeddings(SamplingParams& params, nb::handle value) {
+  if (value.is_none()) return;
+  params.embedding_positions = attribute<TokenIds>(value, "positions");
+  params.embeddings = attribute<std::vector<float>>(value, "vectors");
+}
+
+// The fields that are the engine's; their defaults are those of Python.
+const std::unordered_map<std::string_view, ParamsReader> kParamsReaders = {
+    {"max_tokens", read_into<&SamplingParams::max_tokens>},
+    {"max_total_tokens", read_into<&SamplingParams::max_total_tokens>},
+    {"min_tokens", read_into<&SamplingParams::min_tokens>},
+    {"temperature", read_into<&SamplingParams::temperature>},
+    {"top_k", read_into<&SamplingParams::top_k>},
+    {"top_p", read_into<&SamplingParams::top_p>},
+    {"min_p", read_into<&SamplingParams::min_p>},
+    {"xtc_threshold", read_into<&SamplingParams::xtc_threshold>},
+    {"xtc_probability", read_into<&SamplingParams::xtc_probability>},
+    {"repetition_penalty", read_into<&SamplingParams::repetition_penalty>},
+    {"frequency_penalty", read_into<&SamplingParams::frequency_penalty>},
+    {"presence_penalty", read_into<&SamplingParams::presence_penalty>},
+    {"logit_bias", read_logit_bias},
+    {"no_repeat_ngram", read_into<&SamplingParams::no_repeat_ngram>},
+    {"bad_words_ids", read_into<&SamplingParams::bad_words>},
+    {"forced_output_tokens", read_into<&SamplingParams::forced_tokens>},
+    {"eos_token_ids", read_into<&SamplingParams::eos_token_ids>},
+    {"stop_token_ids", read_into<&SamplingParams::stop_token_ids>},
+    {"stop_token_sequences", read_into<&SamplingParams::stop_sequences>},
+    {"ignore_eos", read_into<&SamplingParams::ignore_eos>},
+    {"logprobs", read_into<&SamplingParams::num_logprobs>},
+    {"prompt_logprobs", read_into<&SamplingParams::num_prompt_logprobs>},
+    {"replaced_embeddings", read_replaced_embeddings},
+};
+
+// Reads a friendli_runtime.sampling.SamplingParams: the attributes that it has of its own, which are few.
+SamplingParams params_from_python(const nb::handle& object) {
+  SamplingParams params;
+  const auto given = nb::cast<nb::dict>(object.attr("__dict__"));
+  for (const auto& [name, value] : given) {
+    const auto reader = kParamsReaders.find(nb::cast<std::string_view>(name));
+    if (reader != kParamsReaders.end()) reader->second(params, value);
   }
+  params.seeds = nb::cast<std::vector<uint64_t>>(object.attr("sample_seeds")());
   return params;
 }
 
