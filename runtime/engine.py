@@ -18,12 +18,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import FmoError
 from .lora.registry import AdapterRegistry, LoadedAdapter
 from .sampling import InvalidSamplingParams, SamplingParams
 from .structured.mask_feeder import MaskFeeder, Masks, MaskSource
+
+if TYPE_CHECKING:
+    from ._core import TokenStreams
 
 _log = logging.getLogger(__name__)
 _WAIT_MS = 1000
@@ -168,9 +171,12 @@ class Engine:
         """Readable while outputs wait."""
         return self._core.event_fd
 
-    def deliver(self) -> bool:
-        """Hands the outputs that wait to their sinks; False if there are none. For an engine without a dispatcher."""
-        return self._deliver_events(0)
+    def deliver(self, streams: TokenStreams | None = None) -> bool:
+        """Hands the outputs that wait to their sinks; False if there are none. For an engine without a dispatcher.
+
+        What `streams` take goes to no sink: plain tokens of requests without a constraint.
+        """
+        return self._deliver_events(0, streams)
 
     def submit(
         self,
@@ -292,8 +298,8 @@ class Engine:
             if not self._deliver_events(0 if closing else _WAIT_MS) and closing:
                 return
 
-    def _deliver_events(self, timeout_ms: int) -> bool:
-        batches = self._core.take_events(timeout_ms)
+    def _deliver_events(self, timeout_ms: int, streams: TokenStreams | None = None) -> bool:
+        batches = self._core.take_events(timeout_ms, streams)
         for request_id, rows in batches:
             self._deliver(request_id, [TokenOutput(*row) for row in rows])
         return bool(batches)

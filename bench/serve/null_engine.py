@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections.abc import Sequence
 
+from friendli_runtime._core import TokenStreams
 from friendli_runtime.engine import Sink, TokenOutput
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.structured.mask_feeder import MaskSource
@@ -54,21 +55,30 @@ class NullEngine:
     def _wake(self) -> None:
         os.eventfd_write(self.event_fd, 1)
 
-    def deliver(self) -> bool:
+    def deliver(self, streams: TokenStreams) -> bool:
+        """A step's tokens, in the order of the requests; what the streams take need not become an object."""
         os.eventfd_read(self.event_fd)
-        script = self._script
-        for request_id, request in list(self._requests.items()):
-            token_id = script[request.num_done % len(script)]
+        requests = list(self._requests.items())
+        events: list[tuple[int, int, int | None]] = []
+        for request_id, request in requests:
+            token_id = self._script[request.num_done % len(self._script)]
             request.num_done += 1
-            reason = None
-            if request.num_done >= request.limit:
-                reason = "length"
-                del self._requests[request_id]
-            request.sink([TokenOutput(0, token_id, None, None, reason, None, 0)])
+            events.append((request_id, 0, token_id if request.num_done < request.limit else None))
+        for (request_id, request), is_taken in zip(requests, streams.serve(events), strict=True):
+            if not is_taken:
+                self._give(request_id, request)
         self._is_stepping = bool(self._requests)
         if self._is_stepping:
             asyncio.get_running_loop().call_later(self._step_s, self._wake)
         return True
+
+    def _give(self, request_id: int, request: _Request) -> None:
+        """The newest token, to the sink."""
+        is_over = request.num_done >= request.limit
+        if is_over:
+            del self._requests[request_id]
+        token_id = self._script[(request.num_done - 1) % len(self._script)]
+        request.sink([TokenOutput(0, token_id, None, None, "length" if is_over else None, None, 0)])
 
     def cancel(self, request_id: int) -> None:
         self._requests.pop(request_id, None)

@@ -23,6 +23,7 @@
 #include "engine/random.h"
 #include "engine/step_loop.h"
 #include "executor/executor.h"
+#include "http/token_streams.h"
 
 namespace nb = nanobind;
 
@@ -220,6 +221,15 @@ nb::object score_list(const std::vector<TokenScore>& scores) {
   return result;
 }
 
+// Nothing is to be said of it but which one it is.
+bool is_plain_token(const TokenEvent& event) {
+  return event.token_id && event.finish_reason == FinishReason::none && !event.logprob && event.prompt_scores.empty();
+}
+
+bool is_taken(http::TokenStreams& streams, const TokenEvent& event) {
+  return streams.take(event.request_id, event.sample_idx, is_plain_token(event) ? event.token_id : std::nullopt);
+}
+
 nb::tuple event_row(const TokenEvent& event) {
   const char* reason = finish_reason_name(event.finish_reason);
   const nb::object top_logprobs = event.logprob ? nb::object(pair_list(event.top_logprobs)) : nb::none();
@@ -246,8 +256,8 @@ class PyEngine {
   StepLoop& loop() { return *loop_; }
   nb::handle model() const { return model_; }
 
-  // [(request_id, [row, ...]), ...]: one entry per request, rows in order.
-  nb::list take_events(int timeout_ms) {
+  // [(request_id, [row, ...]), ...]: one entry per request, rows in order, without what `streams` take.
+  nb::list take_events(int timeout_ms, http::TokenStreams* streams) {
     {
       const nb::gil_scoped_release release;
       loop_->take_events(timeout_ms, events_);
@@ -255,10 +265,12 @@ class PyEngine {
     nb::list batches;
     std::unordered_map<int64_t, nb::list> rows_of;
     for (const TokenEvent& event : events_) {
+      if (streams != nullptr && is_taken(*streams, event)) continue;
       auto [found, is_new] = rows_of.try_emplace(event.request_id);
       if (is_new) batches.append(nb::make_tuple(event.request_id, found->second));
       found->second.append(event_row(event));
     }
+    if (streams != nullptr) streams->send();
     return batches;
   }
 
@@ -437,11 +449,12 @@ void bind_engine(nb::module_& m) {
           "step", [](PyEngine& self) { return self.loop().step(); },
           "One step on the calling thread, for a loop that was not started. False: there was nothing to do.",
           nb::call_guard<nb::gil_scoped_release>())
-      .def(
-          "take_events", &PyEngine::take_events, nb::arg("timeout_ms"),
-          "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, "
-          "finish_reason, error, "
-          "num_cached_tokens, [(logprob, top_logprobs), ...] of the prompt or None), ...]), ...]; waits for the first.")
+      .def("take_events", &PyEngine::take_events, nb::arg("timeout_ms"), nb::arg("streams") = nb::none(),
+           "All events since the last call as [(request_id, [(sample_idx, token_id, logprob, top_logprobs, "
+           "finish_reason, error, "
+           "num_cached_tokens, [(logprob, top_logprobs), ...] of the prompt or None), ...]), ...] but for the tokens "
+           "that "
+           "`streams` have taken; waits for the first.")
       .def(
           "check_invariants", [](PyEngine& self) { self.loop().engine().scheduler().check_invariants(); },
           "Raises if a block is not owned as often as it is counted. Only for a loop that was not started.")

@@ -1,11 +1,16 @@
-// `_core.HttpServer`: the connections of csrc/http for Python. It keeps the GIL: no call waits for anything.
+// `_core.HttpServer`, `_core.TokenStreams`: csrc/http for Python. They keep the GIL: no call waits for anything.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+
+#include <tuple>
 
 #include "bindings/bindings.h"
 #include "http/server.h"
+#include "http/token_streams.h"
 
 namespace nb = nanobind;
 
@@ -93,9 +98,58 @@ http::Refusals refusals_from_python(const nb::dict& answers) {
   return {answer(400), answer(408), answer(431), answer(503)};
 }
 
+using TokenOfSample = std::tuple<int64_t, int32_t, std::optional<int32_t>>;
+
+std::vector<bool> serve(http::TokenStreams& self, const std::vector<TokenOfSample>& events) {
+  std::vector<bool> taken;
+  taken.reserve(events.size());
+  for (const auto& [request_id, sample_idx, token_id] : events) {
+    taken.push_back(self.take(request_id, sample_idx, token_id));
+  }
+  self.send();
+  return taken;
+}
+
+void bind_token_streams(nb::module_& m) {
+  nb::class_<http::TokenStreams>(m, "TokenStreams",
+                                 "Tokens straight to the clients that stream them; csrc/http/token_streams.h says how. "
+                                 "An engine's `take_events` serves them.")
+      .def(nb::init<>())
+      .def(
+          "learn",
+          [](http::TokenStreams& self, int32_t token_id, const nb::bytes& json) { self.learn(token_id, view(json)); },
+          nb::arg("token_id"), nb::arg("json"), "From now on the token is plain, and `json` its text, with quotes.")
+      .def("serve", &serve, nb::arg("events"),
+           "What `take_events` does, for an engine in Python. `events`: [(request id, sample, token id, or None for "
+           "what "
+           "is not a plain token), ...]. Whether each was taken.");
+
+  nb::class_<http::TokenStream>(m, "TokenStream", "One answer; it gets tokens until it is deleted.")
+      .def(
+          "__init__",
+          [](http::TokenStream* self, http::TokenStreams& streams, http::Server& server, uint64_t request_id,
+             const std::vector<int64_t>& engine_request_ids, int64_t num_samples) {
+            new (self) http::TokenStream(streams, server, request_id, engine_request_ids, num_samples);
+          },
+          nb::arg("streams"), nb::arg("server"), nb::arg("request_id"), nb::arg("engine_request_ids"),
+          nb::arg("num_samples"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
+      .def(
+          "arm",
+          [](http::TokenStream& self, size_t choice_idx, const nb::bytes& before, const nb::bytes& after,
+             const nb::bytes& between) {
+            self.arm(choice_idx, {std::string(view(before)), std::string(view(after)), std::string(view(between))});
+          },
+          nb::arg("choice_idx"), nb::arg("before"), nb::arg("after"), nb::arg("between") = nb::bytes("", 0),
+          "The next tokens of a choice are written as before + text + after, or before + text + between + token id + "
+          "after.")
+      .def("take_counts", &http::TokenStream::take_counts,
+           "[(choice, number of tokens taken since the last call), ...] of those that had any.");
+}
+
 }  // namespace
 
 void bind_http(nb::module_& m) {
+  bind_token_streams(m);
   m.def("header_value", &header_value, "The value of the first of the fields of a request with this lower-case name.");
   nb::class_<http::Server>(m, "HttpServer", "Connections, requests and answers; csrc/http/server.h says how.")
       .def(

@@ -34,6 +34,7 @@ from .bad_stop import BadStop
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
 from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
+from .direct_stream import DirectStream, Framed, TokenTexts
 from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
 from .errors import ApiError, bad_request, invalid_value, queue_full, unavailable
 from .exchange import ClientGone, Exchange
@@ -96,6 +97,7 @@ class App:
         self.in_flight: set[Exchange] = set()
         self.is_draining = False
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
+        self._token_texts = TokenTexts(bridge.streams, model.tokenizer) if model.tokenizer is not None else None
         self._grammars = GrammarQueue(options.limits.max_waiting_grammars, options.limits.grammar_wait_s)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/chat/completions": ("POST", self._tracked(self._chat, is_counted=True)),
@@ -375,6 +377,7 @@ class App:
             exchange.answer(200, encode_json(answer.whole()), JSON)
             return
         stream = EventStream(exchange)
+        generation.direct = self._direct_stream(exchange, generation, answer)
 
         def send_chunks(batch: Batch) -> None:
             frames = [frame for choice_idx, delta in batch for frame in answer.chunks(choice_idx, delta)]
@@ -400,6 +403,8 @@ class App:
             exchange.answer(200, encode_json(answer.whole()), JSON)
             return
         stream = EventStream(exchange)
+        if isinstance(answer, messages.MessagesAnswer):  # those of responses are numbered
+            generation.direct = self._direct_stream(exchange, generation, answer)
 
         def send_events(batch: Batch) -> None:
             for choice_idx, delta in batch:
@@ -409,6 +414,12 @@ class App:
         with _failing_in(stream, named=True):
             await self._run(generation, exchange, send_events)
             stream.finish(with_done=False)
+
+    def _direct_stream(self, exchange: Exchange, generation: Generation, answer: Framed) -> DirectStream | None:
+        """None where every token is to be seen: those of constrained answers move their masks on."""
+        if self._token_texts is None or any(prompt.constraint is not None for prompt in generation.prompts):
+            return None
+        return DirectStream(self._token_texts, exchange, answer)
 
     async def _run(self, generation: Generation, exchange: Exchange, consume: Consumer) -> None:
         """Until the answer is complete, or nobody is there to get it."""

@@ -1,6 +1,7 @@
 """The engine's outputs on the event loop, which wakes once per step, however many requests the step served.
 
     step thread ─▶ event_fd ─▶ event loop: deliver ─▶ put, put, … of every receiver that got outputs ─▶ flush of each
+                                                   └▶ tokens that nobody here need see: from the core to their clients (`direct_stream`)
 
 The bridge also tells when requests are first scheduled: the engine starts them in order of arrival and says how many have not been started.
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from .._core import TokenStreams
 from ..engine import Sink, TokenOutput
 from ..lora.registry import AdapterRegistry
 from ..sampling import SamplingParams
@@ -40,7 +42,7 @@ class TokenEngine(Protocol):
     @property
     def num_queued_samples(self) -> int: ...
 
-    def deliver(self) -> bool: ...
+    def deliver(self, streams: TokenStreams | None = None) -> bool: ...
 
     def submit(
         self,
@@ -82,6 +84,8 @@ class Bridge:
         self._served: dict[Receiver, None] = {}  # those that got outputs since the last flush
         self._unstarted: dict[int, float] = {}  # request id → time of submission, oldest first
         self.engine: TokenEngine
+        self.streams = TokenStreams()
+        """Answers that get their tokens from the core, see `direct_stream`."""
 
     def attach(self, engine: TokenEngine, loop: asyncio.AbstractEventLoop | None) -> None:
         """`loop` None: of an engine that gives no tokens."""
@@ -113,7 +117,7 @@ class Bridge:
 
     def _deliver(self) -> None:
         """What several steps gave while the loop was busy reaches each receiver in one go."""
-        self.engine.deliver()
+        self.engine.deliver(self.streams)
         served, self._served = self._served, {}
         for receiver in served:
             receiver.flush()

@@ -23,7 +23,7 @@ from .answer_plan import ChatPlan
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation, UsageBody
-from .http import encode_json, parse_json
+from .http import encode_json, event_around, parse_json
 from .limits import Limits
 from .reading import Choice, reading_of
 
@@ -165,16 +165,16 @@ class ChatAnswer:
         self._created = int(time.time())
         num_samples = generation.num_samples
         self._choices = [Choice(reading) for _ in range(num_samples)]
-        self._content_frames: list[tuple[bytes, bytes] | None] = [None] * num_samples
+        self._text_frames: list[tuple[bytes, bytes] | None] = [None] * num_samples
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
-        """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are JSON already."""
+        """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are events already."""
         choice = self._choices[choice_idx]
         if choice.is_plain and choice.has_role and delta.finish_reason is None and not delta.logprobs:
-            return [self._content_frame(choice_idx, delta.text)] if delta.text else []
+            return [self._text_event(choice_idx, delta.text)] if delta.text else []
         piece = choice.read(delta, self._generation.usage)
         if choice.has_role and choice.finish_reason is None and not (piece.reasoning or piece.calls or delta.logprobs):
-            return [self._content_frame(choice_idx, piece.content)] if piece.content else []
+            return [self._text_event(choice_idx, piece.content)] if piece.content else []
         contents: list[dict[str, Any]] = []
         if piece.reasoning:
             contents.append({"reasoning_content": piece.reasoning})
@@ -193,14 +193,22 @@ class ChatAnswer:
             frames.append(self._chunk(choice_idx, {}, choice.finish_reason, []))
         return frames
 
-    def _content_frame(self, choice_idx: int, content: str) -> bytes:
-        """The frame of a piece of text: all but the text is the same for every piece."""
-        around = self._content_frames[choice_idx]
-        if around is None:
+    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes] | None:
+        """See `direct_stream.Framed`."""
+        choice = self._choices[choice_idx]
+        return self._frame_of_text(choice_idx) if choice.is_plain and choice.has_role else None
+
+    def _frame_of_text(self, choice_idx: int) -> tuple[bytes, bytes]:
+        """What stands around a piece of text: the same for every piece."""
+        frame = self._text_frames[choice_idx]
+        if frame is None:
             mark = f"content of {self._id}"
-            before, _, after = encode_json(self._chunk(choice_idx, {"content": mark}, None, [])).partition(encode_json(mark))
-            around = self._content_frames[choice_idx] = before, after
-        return around[0] + encode_json(content) + around[1]
+            frame = self._text_frames[choice_idx] = event_around(mark, self._chunk(choice_idx, {"content": mark}, None, []))
+        return frame
+
+    def _text_event(self, choice_idx: int, text: str) -> bytes:
+        before, after = self._frame_of_text(choice_idx)
+        return before + encode_json(text) + after
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._frame(), "choices": [], "usage": self._generation.usage.as_json()}

@@ -17,6 +17,7 @@ from .chat import finite
 from .errors import ApiError, bad_request, invalid_value
 from .fields import CompletionRequest
 from .generation import Generation, UsageBody
+from .http import encode_json, event_around
 from .limits import Limits
 from .params import is_prompt_only
 
@@ -82,12 +83,14 @@ class CompletionAnswer:
         self._id, self._model, self._tokenizer = f"cmpl-{answer_id}", model, tokenizer
         self._with_logprobs = request.logprobs is not None
         self._with_prompt = bool(request.echo)
+        self._created = int(time.time())
         self._is_prompt_only = is_prompt_only(request)
         self._echoed: set[int] = set()
         self._texts: dict[int, list[str]] = {}
         self._tokens: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._finish_reasons: dict[int, str] = {}
+        self._text_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
         """One frame per token, the text with the last of them; then the end if the delta is the last."""
@@ -108,6 +111,17 @@ class CompletionAnswer:
         if delta.finish_reason is not None:
             frames.append(self._chunk({"index": choice_idx, "text": "", "finish_reason": delta.finish_reason, "logprobs": None}))
         return frames
+
+    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes, bytes] | None:
+        """See `direct_stream.Framed`."""
+        frame = self._text_frames.get(choice_idx)
+        if frame is None:
+            text, token = f"text of {self._id}", f"token of {self._id}"
+            chunk = self._chunk({"index": choice_idx, "text": text, "token": token, "finish_reason": None, "logprobs": None})
+            before, rest = event_around(text, chunk)
+            between, _, after = rest.partition(encode_json(token))
+            frame = self._text_frames[choice_idx] = before, after, between
+        return frame
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._chunk({}), "choices": [], "usage": self._usage()}
@@ -137,14 +151,14 @@ class CompletionAnswer:
         return {
             "id": self._id,
             "object": "text_completion",
-            "created": int(time.time()),
+            "created": self._created,
             "model": self._model,
             "choices": choices,
             "usage": self._usage(),
         }
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
-        return {"id": self._id, "object": "text_completion", "created": int(time.time()), "model": self._model, "choices": [choice]}
+        return {"id": self._id, "object": "text_completion", "created": self._created, "model": self._model, "choices": [choice]}
 
     def _usage(self) -> UsageBody:
         usage = self._generation.usage

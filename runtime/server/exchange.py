@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from .._core import header_value
+from .._core import TokenStream, TokenStreams, header_value
 from .errors import ApiError, bad_request, unavailable
 from .running import Waiter
 
@@ -128,6 +128,10 @@ class Exchange:
             self.set_stalled(True)
         if last:
             self._end()
+
+    def token_stream(self, streams: TokenStreams, engine_request_ids: list[int], num_samples: int) -> TokenStream:
+        """Writes parts of an answer that was begun: tokens of the requests, as an engine gives them to `streams`."""
+        return TokenStream(streams, self._server.core, self._id, engine_request_ids, num_samples)
 
     def _end(self) -> None:
         self._server.exchanges.pop(self._id, None)

@@ -30,6 +30,7 @@ from ..tools.channel_grammar import ChannelConstraint
 from ..tools.constraint import CallConstraint
 from ..tools.forms import ReadOptions
 from .bridge import Bridge
+from .direct_stream import DirectStream
 from .errors import ApiError, invalid_value, queue_full, unavailable
 from .running import Waiter
 
@@ -98,6 +99,7 @@ class Generation(msgspec.Struct, eq=False):
     usage: Usage = msgspec.field(default_factory=Usage)
     prompt_scores: dict[int, PromptScores] = msgspec.field(default_factory=dict)  # by prompt, for requests that ask for them
     num_open_choices: int = 0
+    direct: DirectStream | None = None
     _outputs: list[tuple[int, list[TokenOutput]]] = msgspec.field(default_factory=list)  # with the index of their prompt
     _consume: Consumer = lambda batch: None
     _end: Waiter = msgspec.field(default_factory=Waiter)
@@ -198,6 +200,7 @@ class Generation(msgspec.Struct, eq=False):
             return
         taken, self._outputs = self._outputs, []
         try:
+            self._count_direct()
             batch = self._read(taken)
             if batch:
                 self._consume(batch)  # what came before a failure is not lost
@@ -205,6 +208,22 @@ class Generation(msgspec.Struct, eq=False):
             self._failure = error
         if self._failure is not None or not self.num_open_choices:
             self._end.wake()
+        elif self.direct is not None and not self._is_paused:
+            self._arm(self.direct, batch)
+
+    def _arm(self, direct: DirectStream, batch: Batch) -> None:
+        """Leaves the next tokens to the core where nobody here need see them."""
+        for choice_idx, delta in batch:
+            if self._choices[choice_idx].text.is_whole:
+                direct.arm(choice_idx, delta.token_ids, self._request_ids, self.num_samples)
+
+    def _count_direct(self) -> None:
+        """The tokens that the core has written since the last time."""
+        if self.direct is None:
+            return
+        for choice_idx, num_tokens in self.direct.take_counts():
+            self._choices[choice_idx].num_tokens += num_tokens
+            self.usage.num_completion_tokens += num_tokens
 
     def _read(self, taken: list[tuple[int, list[TokenOutput]]]) -> Batch:
         """The outputs as text, up to the first failure."""
@@ -233,6 +252,9 @@ class Generation(msgspec.Struct, eq=False):
 
     def _close(self) -> None:
         """Cancels whatever still runs and records the request."""
+        self._count_direct()
+        if self.direct is not None:
+            self.direct.close()
         if self._timer is not None:
             self._timer.cancel()
         if self.num_open_choices or len(self._request_ids) < len(self.prompts):

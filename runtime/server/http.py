@@ -114,6 +114,17 @@ def send_error(exchange: Exchange, error: ApiError) -> None:
     send_json(exchange, error.body(), error.status, error.headers)
 
 
+def named_event(value: dict[str, Any]) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), encode_json(value))
+
+
+def event_around(text: str, value: dict[str, Any], *, named: bool = False) -> tuple[bytes, bytes]:
+    """What stands before and after the string `text`, which `value` holds once, where `value` is sent as an event."""
+    event = named_event(value) if named else b"data: %b\n\n" % encode_json(value)
+    before, _, after = event.partition(encode_json(text))
+    return before, after
+
+
 class EventStream:
     """Server-sent events. Headers go out with the first event, so that what fails before it is still an ordinary error answer.
 
@@ -125,16 +136,12 @@ class EventStream:
         self.is_open = False
 
     def send(self, values: list[Any]) -> None:
-        """Each value as one `data:` frame, all in one write; bytes are JSON already."""
-        if len(values) == 1 and type(values[0]) is bytes:
-            self._write(b"data: %b\n\n" % values[0])
-            return
-        texts = [value if type(value) is bytes else encode_json(value) for value in values]
-        self._write(b"data: " + b"\n\ndata: ".join(texts) + b"\n\n")
+        """Each value as one `data:` frame, all in one write; bytes are frames already."""
+        self._write(b"".join([value if type(value) is bytes else b"data: %b\n\n" % encode_json(value) for value in values]))
 
     def send_named(self, values: Iterable[dict[str, Any]]) -> None:
         """Each value as an event named by its `type`."""
-        self._write(b"".join(b"event: " + value["type"].encode() + b"\ndata: " + encode_json(value) + b"\n\n" for value in values))
+        self._write(b"".join([named_event(value) for value in values]))
 
     def finish(self, *, with_done: bool = True) -> None:
         self._write(b"data: [DONE]\n\n" if with_done else b"", last=True)

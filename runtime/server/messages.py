@@ -17,6 +17,7 @@ from ..tools.request import translated_tools
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest, StreamOptions, refuse_unknown
 from .generation import Generation
+from .http import event_around
 from .reading import Choice, reading_of
 
 RENAMED = {"stop": "stop_sequences", "response_format": "output_config", "reasoning_effort": "output_config"}
@@ -172,6 +173,7 @@ class MessagesAnswer:
         self._is_started = False
         self._num_blocks = 0
         self._open_kind = ""
+        self._text_frame: tuple[bytes, bytes] | None = None
 
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         self._choice.collect(self._choice.read(delta, self._generation.usage), self._new_call_id)
@@ -213,6 +215,15 @@ class MessagesAnswer:
             events.append({"type": "message_delta", "delta": delta_of_message, "usage": self._usage()})
             events.append({"type": "message_stop"})
         return events
+
+    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes] | None:
+        """See `direct_stream.Framed`."""
+        if not self._choice.is_plain or self._open_kind != "text":
+            return None
+        if self._text_frame is None:  # plain text is the last block
+            mark = f"text of {self._id}"
+            self._text_frame = event_around(mark, self._delta({"type": "text_delta", "text": mark}), named=True)
+        return self._text_frame
 
     def _opened(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         if kind == self._open_kind:

@@ -24,7 +24,7 @@ def reading_of(generation: Generation) -> ReadOptions:
 
 
 class Choice:
-    """`read` each delta; `collect` what it gave when the answer is wanted as a whole. `is_plain`: every text is content as it is."""
+    """`read` each delta; `collect` what it gave when the answer is wanted as a whole. `is_plain`: every text from here on is content."""
 
     __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "is_plain", "logprobs", "reasoning", "stop_string")
 
@@ -48,6 +48,7 @@ class Choice:
         if usage.num_reasoning_tokens is not None and reader.in_reasoning:
             usage.num_reasoning_tokens += delta.num_tokens
         piece = reader.push(delta.text)
+        self.is_plain = reader.is_plain
         if delta.finish_reason is not None:
             last = reader.finish()
             piece = AnswerPiece(piece.reasoning + last.reasoning, piece.content + last.content, [*piece.calls, *last.calls])

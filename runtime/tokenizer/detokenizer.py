@@ -25,7 +25,13 @@ _CONTEXT_TOKENS = 6
 
 
 class Detokenizer(Protocol):
-    """`push(id)` gives the text that the token completes (maybe ""); `finish()` what was held back."""
+    """`push(id)` gives the text that the token completes (maybe ""); `finish()` what was held back.
+
+    `is_whole`: nothing is held back, and a token whose bytes are whole characters gives just these.
+    """
+
+    @property
+    def is_whole(self) -> bool: ...
 
     def push(self, token_id: int) -> str: ...
 
@@ -35,7 +41,7 @@ class Detokenizer(Protocol):
 class TableDetokenizer:
     """Streams bytes of a PieceTable through a UTF-8 decoder. `is_exact`: each token, the first too, as in the middle of a text."""
 
-    __slots__ = ("_at_start", "_hidden", "_is_whole", "_lead_left", "_table", "_texts", "_utf8")
+    __slots__ = ("_at_start", "_hidden", "_lead_left", "_table", "_texts", "_utf8", "is_whole")
 
     def __init__(self, table: PieceTable, hidden_ids: frozenset[int], is_exact: bool) -> None:
         self._table = table
@@ -44,12 +50,12 @@ class TableDetokenizer:
         self._utf8: codecs.IncrementalDecoder | None = None  # made when a token begins or ends within a character
         self._at_start = not is_exact
         self._lead_left = 0 if is_exact else table.lead_count
-        self._is_whole = is_exact  # nothing is held back and nothing left to strip
+        self.is_whole = is_exact  # nothing left to strip
 
     def push(self, token_id: int) -> str:
         if token_id in self._hidden:
             return ""
-        if self._is_whole:
+        if self.is_whole:
             known = self._texts.get(token_id)
             if known is None:
                 known = self._table.text(token_id)
@@ -65,7 +71,7 @@ class TableDetokenizer:
         text = self._utf8.decode(piece)
         if self._lead_left:
             text = self._strip_lead(text)
-        self._is_whole = not self._lead_left and not self._utf8.getstate()[0]
+        self.is_whole = not self._lead_left and not self._utf8.getstate()[0]
         return text
 
     def finish(self) -> str:
@@ -85,6 +91,7 @@ class WindowDetokenizer:
     """Streams through `decode` of the last few tokens."""
 
     __slots__ = ("_backend", "_hidden", "_ids", "_num_given")
+    is_whole = False  # what a token gives depends on those before it
 
     def __init__(self, backend: Backend, hidden_ids: Collection[int], prompt_ids: Sequence[int]) -> None:
         self._backend = backend

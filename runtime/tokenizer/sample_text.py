@@ -111,6 +111,11 @@ class SampleText:
         self._waiting: deque[TokenLogprob] | None = None if self._is_plain else deque()
         self.finished = False
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the next token, if it is whole characters and not the last one, gives its own text and nothing else."""
+        return self._is_plain and not self.finished and self._detokenizer is not None and self._detokenizer.is_whole
+
     def push(self, output: TokenOutput) -> TextDelta | None:
         """The delta of one engine output; None once the sample is over."""
         if self.finished:

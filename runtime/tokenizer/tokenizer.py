@@ -112,6 +112,10 @@ class Tokenizer:
             return (self.backend.id_to_token(token_id) or "").encode("utf-8", "replace")
         return self.backend.decode([token_id], skip_special_tokens=False).encode("utf-8", "replace")
 
+    def whole_text(self, token_id: int) -> str | None:
+        """What the token adds to any text; None for special tokens, and for those of which other tokens decide what they add."""
+        return None if self._table is None or token_id in self.special_ids else self._table.text(token_id)
+
     @cached_property
     def max_token_id(self) -> int:
         """The highest id that `encode` can give."""

@@ -143,8 +143,8 @@ class AnswerReader:
 
     @property
     def is_plain(self) -> bool:
-        """Whether every text is content as it is."""
-        return self._channels is None and self._reasoning is None and self._calls is None
+        """Whether every text from here on is content as it is."""
+        return self._channels is None and self._calls is None and (self._reasoning is None or self._reasoning.is_over)
 
     @property
     def num_calls(self) -> int:

@@ -121,6 +121,11 @@ class ReasoningParser:
     def is_inside(self) -> bool:
         return self._state in ("opened", "reasoning")
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all that comes is content as it is."""
+        return self._state == "content"
+
     def push(self, text: str) -> tuple[str, str]:
         self._buffer += text
         reasoning = ""

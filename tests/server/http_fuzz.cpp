@@ -1,5 +1,6 @@
 // Clients that send mutated requests in pieces, read or do not, and leave at any moment, on the connections of
-// csrc/http; the application answers whole, in parts, late, or cuts off. Built with sanitizers, which end the program.
+// csrc/http; the application answers whole, in parts, late, or cuts off, and streams tokens. Built with sanitizers, which
+// end the program.
 //
 //   http_fuzz NUM_ROUNDS        prints what happened; 1 when something is left at the end, or nothing was ever answered
 #include <arpa/inet.h>
@@ -9,17 +10,21 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "http/server.h"
+#include "http/token_streams.h"
 
 namespace {
 
 using fmo::http::BodyState;
 using fmo::http::Event;
 using fmo::http::Server;
+using fmo::http::TokenStream;
+using fmo::http::TokenStreams;
 
 const std::vector<std::string> kPieces = {
     "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
@@ -39,15 +44,19 @@ const std::vector<std::string> kPieces = {
 class Fuzz {
  public:
   explicit Fuzz(int listener, const sockaddr_in& address)
-      : server_(listener, {1000, 10, 4000, 20, 0.05, 0.05, 0.05, 0.05}, {"bad", "late", "large", "many"}),
-        address_(address) {}
+      : server_(listener, {1000, 10, 4000, 40'000, 20, 0.05, 0.05, 0.05, 0.05}, {"bad", "late", "large", "many"}),
+        address_(address) {
+    for (int32_t token_id = 0; token_id < kNumPlainTokens; ++token_id) tokens_.learn(token_id, "\"text\"");
+  }
 
   void round() {
-    switch (draw(8)) {
+    switch (draw(10)) {
       case 0: connect(); break;
       case 1: if (!clients_.empty() && draw(4) == 0) leave(draw(clients_.size())); break;
       case 2: if (!clients_.empty()) receive(clients_[draw(clients_.size())]); break;
       case 3: if (!requests_.empty()) answer(draw(requests_.size())); break;
+      case 4: if (!requests_.empty()) stream(requests_[draw(requests_.size())]); break;
+      case 5: step(); break;
       default: if (!clients_.empty()) send(clients_[draw(clients_.size())]);
     }
     poll();
@@ -61,9 +70,10 @@ class Fuzz {
       ::usleep(2000);
       poll();
     }
-    std::printf("%ld requests, %ld answered, %ld gone, at most %ld unsent bytes, %ld connections left\n", num_requests_,
-                num_answered_, num_gone_, max_unsent_, server_.num_connections());
-    return num_answered_ > 0 && num_gone_ > 0 && server_.num_connections() == 0;
+    std::printf("%ld requests, %ld answered, %ld gone, at most %ld unsent bytes, %ld connections left, %ld tokens\n",
+                num_requests_, num_answered_, num_gone_, max_unsent_, server_.num_connections(), num_taken_);
+    const bool is_used = num_answered_ > 0 && num_gone_ > 0 && num_taken_ > 0;
+    return is_used && num_counted_ == num_taken_ && server_.num_connections() == 0;
   }
 
  private:
@@ -116,6 +126,35 @@ class Fuzz {
     ++num_answered_;
   }
 
+  // One more engine request with two samples for an answer that is in progress, or no more tokens for it.
+  void stream(uint64_t id) {
+    const auto [found, is_new] = streams_.try_emplace(id);
+    if (!is_new && draw(4) == 0) {
+      streams_.erase(found);
+      return;
+    }
+    if (is_new) {
+      const std::vector<int64_t> engine_ids{next_engine_id_++, next_engine_id_++};
+      found->second = std::make_unique<TokenStream>(tokens_, server_, id, engine_ids, 2);
+    }
+    server_.begin(id, 200, "");
+    found->second->arm(draw(4), {"before", "after", draw(2) == 0 ? "between" : ""});
+  }
+
+  // Tokens of any request, also of those that are over.
+  void step() {
+    for (size_t i = 0, num = draw(200); i < num; ++i) {
+      const auto engine_id = static_cast<int64_t>(draw(static_cast<size_t>(next_engine_id_) + 1));
+      const auto token_id = static_cast<int32_t>(draw(kNumPlainTokens + 1));
+      const auto plain = draw(50) == 0 ? std::nullopt : std::optional(token_id);
+      num_taken_ += tokens_.take(engine_id, static_cast<int32_t>(draw(2)), plain) ? 1 : 0;
+    }
+    tokens_.send();
+    for (const auto& [id, stream] : streams_) {
+      for (const auto& [choice_idx, num] : stream->take_counts()) num_counted_ += num;
+    }
+  }
+
   void poll() {
     for (const Event& event : server_.poll()) {
       if (event.kind == Event::Kind::request) {
@@ -123,12 +162,17 @@ class Fuzz {
         ++num_requests_;
       } else if (event.kind == Event::Kind::gone) {
         std::erase(requests_, event.request_id);
+        if (draw(2) == 0) streams_.erase(event.request_id);  // the application may hear of it later
         ++num_gone_;
       }
     }
   }
 
+  static constexpr int32_t kNumPlainTokens = 50;
   Server server_;
+  TokenStreams tokens_;
+  std::map<uint64_t, std::unique_ptr<TokenStream>> streams_;
+  int64_t next_engine_id_ = 1, num_taken_ = 0, num_counted_ = 0;
   sockaddr_in address_;
   std::mt19937_64 random_{1};
   std::vector<int> clients_;

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from friendli_runtime._core import TokenStreams
 from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.structured.errors import ConstraintFailed
@@ -56,14 +57,17 @@ class ScriptedEngine:
         max_context_len: int = 512,
         step_s: float = 0.0,
         script: Callable[[Sequence[int], SamplingParams], list[int]] | None = None,
+        is_direct: bool = True,
     ) -> None:
-        """`step_s`: what a step of a model would take. `script`: the answer to a prompt."""
+        """`step_s`: what a step of a model would take. `script`: the answer to a prompt. `is_direct`: streams may take tokens."""
+        self.is_direct = is_direct
+        self.num_direct_tokens = 0
         self.max_context_len = self.max_total_len = max_context_len
         self.vocab_size = tokenizer.backend.get_vocab_size()
         self.step_s = step_s
         self.num_cancelled = 0
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)
-        self._outbox: deque[tuple[Sink, TokenOutput]] = deque()
+        self._outbox: deque[tuple[_Sample, TokenOutput]] = deque()
         self._tokenizer, self._eos_id = tokenizer, eos_id
         self._max_num_seqs, self._max_queue_len = max_num_seqs, max_queue_len
         self._script = script if script is not None else self._bracketed
@@ -109,13 +113,17 @@ class ScriptedEngine:
     def cancel_sample(self, request_id: int, sample_idx: int) -> None:
         self._cancel(lambda sample: (sample.request_id, sample.sample_idx) == (request_id, sample_idx))
 
-    def deliver(self) -> bool:
+    def deliver(self, streams: TokenStreams | None = None) -> bool:
         os.eventfd_read(self.event_fd)
-        num_waiting = len(self._outbox)
-        for _ in range(num_waiting):
-            sink, output = self._outbox.popleft()
-            sink([output])
-        return num_waiting > 0
+        waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
+        taken = [False] * len(waiting)
+        if streams is not None and self.is_direct:
+            taken = streams.serve([(sample.request_id, sample.sample_idx, _plain_token(output)) for sample, output in waiting])
+        self.num_direct_tokens += sum(taken)
+        for (sample, output), is_taken in zip(waiting, taken, strict=True):
+            if not is_taken:
+                sample.sink([output])
+        return bool(waiting)
 
     @property
     def num_queued_requests(self) -> int:
@@ -168,7 +176,7 @@ class ScriptedEngine:
                 if any(output.finish_reason for _, output in done):
                     ended = {id(sample) for sample, output in done if output.finish_reason is not None}
                     self._samples = [sample for sample in self._samples if id(sample) not in ended]
-            self._outbox += [(sample.sink, output) for sample, output in done]
+            self._outbox += done
             os.eventfd_write(self.event_fd, 1)
             if self._samples:
                 time.sleep(self.step_s)
@@ -199,3 +207,7 @@ class ScriptedEngine:
     def _allowed(self, sample: _Sample, token_id: int) -> int:
         bits = int.from_bytes(sample.mask, "little")
         return token_id if bits >> token_id & 1 else (bits & -bits).bit_length() - 1
+
+
+def _plain_token(output: TokenOutput) -> int | None:
+    return output.token_id if output.finish_reason is None and output.logprob is None else None
