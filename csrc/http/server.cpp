@@ -115,6 +115,7 @@ std::vector<Event> Server::poll() {
       if ((what & (EPOLLERR | EPOLLHUP)) != 0) lose(*connection);
       if ((what & EPOLLOUT) != 0) flush(*connection);
       if ((what & EPOLLIN) != 0) receive(*connection);
+      if ((what & EPOLLRDHUP) != 0) end_input(*connection);
     }
   }
   return std::exchange(events_, {});
@@ -230,13 +231,15 @@ void Server::set_idle(Connection& connection, bool is_idle) {
   }
 }
 
-// What it is watched for. Who has sent more than one request, or does not read, is not read from.
+// What it is watched for. Who has sent more than one request, or does not read, is not read from, but heard when it
+// leaves.
 void Server::watch(Connection& connection) {
   if (connection.fd < 0) return;
   const bool has_request = connection.request_id != 0;
   const bool reads = !connection.reads_no_more &&
                      (connection.in_body || (has_request ? connection.input.empty() : !connection.has_stalled));
-  const uint32_t events = (reads ? EPOLLIN : 0U) | (connection.num_unsent_bytes() > 0 ? EPOLLOUT : 0U);
+  const uint32_t input = reads ? EPOLLIN : connection.reads_no_more ? 0U : EPOLLRDHUP;
+  const uint32_t events = input | (connection.num_unsent_bytes() > 0 ? EPOLLOUT : 0U);
   if (events == connection.epoll_events) return;
   connection.epoll_events = events;
   epoll_event event{events, {.u64 = connection.key}};
@@ -253,9 +256,7 @@ void Server::receive(Connection& connection) {
     return;
   }
   if (num_bytes == 0) {
-    if (const uint64_t request_id = end_request(connection); request_id != 0)
-      events_.push_back({Event::Kind::gone, request_id, {}, {}, {}});
-    close_when_sent(connection);
+    end_input(connection);
     return;
   }
   const std::string_view data(receive_buffer_.data(), static_cast<size_t>(num_bytes));
@@ -268,9 +269,15 @@ void Server::receive(Connection& connection) {
   watch(connection);
 }
 
+// The client has closed its side, which ends what runs for it.
+void Server::end_input(Connection& connection) {
+  if (const uint64_t request_id = end_request(connection); request_id != 0)
+    events_.push_back({Event::Kind::gone, request_id, {}, {}, {}});
+  close_when_sent(connection);
+}
+
 void Server::parse_input(Connection& connection) {
-  const size_t num_left = parsed(connection, connection.input).size();
-  connection.input.erase(0, connection.input.size() - num_left);
+  connection.input = std::string(parsed(connection, connection.input));
 }
 
 // What is left of `data`. At most one request becomes an event, with its body if that is whole.
@@ -351,7 +358,12 @@ void Server::start_request(Connection& connection) {
 void Server::announce(Connection& connection) {
   connection.is_new = false;
   if (connection.request_id == 0) return;
+  // Who is idle afterwards keeps no texts.
+  std::string path = std::exchange(connection.head.path, {});
+  std::string fields = std::exchange(connection.head.fields, {});
   Event event{Event::Kind::request, connection.request_id, connection.head, connection.body_state, {}};
+  event.head.path = std::move(path);
+  event.head.fields = std::move(fields);
   if (connection.body_state == BodyState::whole) event.body = std::exchange(connection.body, {});
   events_.push_back(std::move(event));
 }

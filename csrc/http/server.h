@@ -146,6 +146,7 @@ class Server {
   void lose(Connection& connection);
 
   void receive(Connection& connection);
+  void end_input(Connection& connection);
   void parse_input(Connection& connection);
   std::string_view parsed(Connection& connection, std::string_view data);
   bool parse_head(Connection& connection, std::string_view& data);

@@ -82,15 +82,23 @@ class HttpServer:
 
     def _poll(self) -> None:
         for kind, request_id, value in self.core.poll():
-            if kind == "request":
-                exchange = self.exchanges[request_id] = Exchange(self, request_id, *value)
-                if not self.refuse(exchange):
-                    assert self._loop is not None
-                    run(self.app(exchange), self._loop)
-            elif (known := self.exchanges.get(request_id)) is not None:
-                if kind == "body":
-                    known.end_body(value)
-                elif kind == "gone":
-                    known.leave()
-                else:
-                    known.set_stalled(False)
+            try:
+                self._handle(kind, request_id, value)
+            except Exception as error:  # of one request; the others of this turn go on
+                assert self._loop is not None
+                self._loop.call_exception_handler({"message": "a request failed outside of the application", "exception": error})
+                self.core.abort(request_id)
+
+    def _handle(self, kind: str, request_id: int, value: Any) -> None:
+        if kind == "request":
+            exchange = self.exchanges[request_id] = Exchange(self, request_id, *value)
+            if not self.refuse(exchange):
+                assert self._loop is not None
+                run(self.app(exchange), self._loop)
+        elif (known := self.exchanges.get(request_id)) is not None:
+            if kind == "body":
+                known.end_body(value)
+            elif kind == "gone":
+                known.leave()
+            else:
+                known.set_stalled(False)

@@ -53,6 +53,15 @@ def test_a_client_that_leaves_cancels_its_request(make_server: MakeServer, strea
     assert server.app.gauges()["current_requests"] == 0
 
 
+def test_a_client_that_leaves_with_another_request_on_the_way_cancels_the_one_that_runs(make_server: MakeServer) -> None:
+    server = make_server(step_s=0.01, max_context_len=100_000)
+    sock = raw_request(server, ENDLESS)
+    sock.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+    eventually(lambda: server.engine.stats()["num_running"] == 1, "the first request runs")
+    sock.close()
+    eventually(lambda: server.engine.stats()["num_running"] == 0, "nothing runs any more")
+
+
 def test_a_client_that_leaves_while_it_waits_is_forgotten(make_server: MakeServer) -> None:
     server = make_server(step_s=0.01, max_num_seqs=1, max_context_len=100_000)
     first, second = raw_request(server, ENDLESS), None

@@ -213,3 +213,23 @@ def test_a_burst_of_connections_does_not_hold_up_those_that_are_there() -> None:
         http_server = HttpServer(count_connections, Limits(), listener)
         asyncio.run(asyncio.wait_for(http_server.run_on_socket(), 20))
     assert len(seen) == num_clients and max(seen) < num_clients / 2
+
+
+def test_a_failure_that_is_no_answer_cuts_off_its_connection_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(exchange: Exchange) -> None:
+        exchange.answer(200, b"fine", b"text/plain", [(b"connection", b"close")])
+        http_server.stop()
+
+    def refuse(exchange: Exchange) -> bool:
+        if exchange.path == "/fails":
+            raise OSError("on purpose")
+        return False
+
+    with bind("127.0.0.1", 0, "--web-server-port") as listener, contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(listener.getsockname(), timeout=10)) for _ in range(2)]
+        for sock, path in zip(socks, (b"/fails", b"/"), strict=True):  # before the server runs: both are there at its first look
+            sock.sendall(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\n\r\n")
+        http_server = HttpServer(answer, Limits(), listener, refuse)
+        asyncio.run(asyncio.wait_for(http_server.run_on_socket(), 20))
+        assert [until_closed(sock)[-4:] for sock in socks] == [b"", b"fine"]
+    assert http_server.exchanges == {} and "on purpose" in caplog.text

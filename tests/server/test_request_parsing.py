@@ -178,6 +178,12 @@ def test_what_is_accepted_another_parser_reads_in_the_same_way(server: Server) -
     assert num_accepted > NUM_MUTATED / 6 and num_stricter < NUM_MUTATED / 30
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_program_of_the_test_below_still_compiles() -> None:
+    fuzz = Path(__file__).with_name("http_fuzz.cpp")
+    subprocess.run(["g++", "-std=c++20", "-fsyntax-only", "-Wall", "-Werror", f"-I{ROOT / 'csrc'}", str(fuzz)], check=True)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def test_connections_are_clean_under_the_address_and_undefined_behaviour_sanitizers(tmp_path: Path) -> None:
