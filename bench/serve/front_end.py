@@ -86,7 +86,7 @@ def make_tokenizer() -> Tokenizer:
         vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     backend.train([str(path) for path in sorted((ROOT / "docs").glob("*.md"))], trainer)
-    return Tokenizer(backend, {})
+    return Tokenizer.from_json(backend.to_str())
 
 
 def bodies(num_requests: int, num_tokens: int, *, stream: bool, seed: int = 0) -> list[bytes]:
@@ -124,7 +124,7 @@ class Server:
         bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))
         script = tokenizer.encode(ANSWER, add_special_tokens=False)
         self.counters: HardwareCounters
-        self._engine = NullEngine(script, tokenizer.backend.get_vocab_size(), MAX_CONTEXT_LEN, STEP_S)
+        self._engine = NullEngine(script, tokenizer.backend.num_tokens, MAX_CONTEXT_LEN, STEP_S)
         model = ServedModel("null", tokenizer, ChatTemplate(TEMPLATE, {"eos_token": "<|end|>"}), (eos_id,))
         metrics = Metrics("0", lambda: app.gauges())
         app = App(model, bridge, metrics, AppOptions())

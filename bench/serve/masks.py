@@ -80,7 +80,7 @@ def make_tokenizer(vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=[END], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     backend.train([str(path) for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))], trainer)
-    return Tokenizer(backend, {})
+    return Tokenizer.from_json(backend.to_str())
 
 
 def follow_at_random(constraint: Constraint, end_id: int, draw: random.Random) -> list[float]:
@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the line, do not append it")
     args = parser.parse_args()
     tokenizer = make_tokenizer(args.vocab)
-    vocab_size = tokenizer.backend.get_vocab_size()
+    vocab_size = tokenizer.backend.num_tokens
     end_id = tokenizer.backend.token_to_id(END)
     compiler = ConstraintCompiler(tokenizer, vocab_size, [end_id])
     compiler.warm_up()

@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <limits>
+#include <queue>
+#include <stdexcept>
+#include <tuple>
 
 namespace fmo {
 namespace {
@@ -46,11 +50,15 @@ void split_at_tokens(const TokenTable& tokens, std::string_view text, OnText on_
 
 BytePairEncoder::BytePairEncoder(BytePairModel model)
     : rule_(model.rule),
-      byte_ids_(model.byte_ids),
-      whole_words_(std::move(model.whole_words)),
-      first_tokens_(std::move(model.first_tokens)),
-      later_tokens_(std::move(model.later_tokens)),
+      vocabulary_(std::move(model.vocabulary)),
+      byte_texts_(std::move(model.byte_texts)),
+      ignores_merges_(model.ignores_merges),
       slots_(std::bit_ceil(model.merges.size() * 4 / 3 + 2)) {
+  for (size_t byte = 0; byte < byte_ids_.size(); ++byte) {
+    const auto id = vocabulary_.id_of(byte_texts_[byte]);
+    if (!id) throw std::invalid_argument("the vocabulary has no token for byte " + std::to_string(byte));
+    byte_ids_[byte] = *id;
+  }
   for (size_t rank = 0; rank < model.merges.size(); ++rank) {
     const Merge& merge = model.merges[rank];
     Slot& slot = slots_[slot_of(merge.left, merge.right)];
@@ -59,57 +67,85 @@ BytePairEncoder::BytePairEncoder(BytePairModel model)
   }
 }
 
-void BytePairEncoder::encode(std::string_view text, const EncodeOther& encode_other, std::vector<int32_t>& token_ids) {
+void BytePairEncoder::look_for(TokenTable first, TokenTable later) {
+  first_tokens_ = std::move(first);
+  later_tokens_ = std::move(later);
+}
+
+void BytePairEncoder::encode(std::string_view text, const CutOther& cut_other, std::vector<int32_t>& token_ids) {
   auto on_token = [&](int32_t token_id) { token_ids.push_back(token_id); };
-  auto on_part = [&](std::string_view part) { encode_text(part, encode_other, token_ids); };
+  auto on_part = [&](std::string_view part) { encode_words(part, cut_other, token_ids); };
   auto on_text = [&](std::string_view part) { split_at_tokens(later_tokens_, part, on_part, on_token); };
   split_at_tokens(first_tokens_, text, on_text, on_token);
 }
 
-void BytePairEncoder::encode_text(std::string_view text, const EncodeOther& encode_other,
-                                  std::vector<int32_t>& token_ids) {
+void BytePairEncoder::encode_words(std::string_view text, const CutOther& cut_other, std::vector<int32_t>& token_ids) {
   for (size_t start = 0, pos = 0; start < text.size(); start = pos) {
     unsigned char all_bits = 0;
     do {
       all_bits |= static_cast<unsigned char>(text[pos++]);
     } while (pos < text.size() && !(text[pos] == ' ' && is_visible_before(text, pos)));
     const std::string_view piece = text.substr(start, pos - start);
-    if (all_bits >= 0x80 || !encode_ascii(piece, token_ids)) encode_other(piece, token_ids);
+    if (all_bits < 0x80) {
+      encode_ascii(piece, token_ids);
+    } else {
+      encode_other(piece, cut_other, token_ids);
+    }
   }
 }
 
-// False, with nothing appended: a word is too long.
-bool BytePairEncoder::encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids) {
-  const size_t num_before = token_ids.size();
+void BytePairEncoder::encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids) {
   for (size_t pos = 0; pos < piece.size();) {
     const size_t end = word_end(rule_, piece, pos);
-    if (end - pos > kMaxWordBytes) {
-      token_ids.resize(num_before);
-      return false;
-    }
-    const std::vector<int32_t>& ids = word_ids(piece.substr(pos, end - pos));
-    for (const int32_t id : ids) token_ids.push_back(id);  // one or two, mostly
+    append_word(piece.substr(pos, end - pos), token_ids);
     pos = end;
   }
-  return true;
 }
 
-const std::vector<int32_t>& BytePairEncoder::word_ids(std::string_view word) {
-  if (const auto known = known_words_.find(word); known != known_words_.end()) return known->second;
-  std::vector<int32_t> ids;
-  if (const auto whole = whole_words_.find(word)) {
-    ids.push_back(*whole);
-  } else {
-    for (const char c : word) ids.push_back(byte_ids_[static_cast<unsigned char>(c)]);
-    merge_all(ids);
+void BytePairEncoder::encode_other(std::string_view piece, const CutOther& cut_other, std::vector<int32_t>& token_ids) {
+  if (const auto known = known_pieces_.find(piece); known != known_pieces_.end()) {
+    token_ids.insert(token_ids.end(), known->second.begin(), known->second.end());
+    return;
   }
+  std::vector<std::string> words;
+  cut_other(piece, words);
+  const auto num_before = static_cast<std::ptrdiff_t>(token_ids.size());
+  for (const std::string& word : words) append_word(word, token_ids);
+  if (piece.size() > kMaxPieceBytes) return;
+  if (known_pieces_.size() >= kMaxKnownPieces) known_pieces_.clear();  // the common ones are back soon
+  known_pieces_.try_emplace(std::string(piece), token_ids.begin() + num_before, token_ids.end());
+}
+
+void BytePairEncoder::append_word(std::string_view word, std::vector<int32_t>& token_ids) {
+  auto known = known_words_.find(word);
+  if (known == known_words_.end()) {
+    std::vector<int32_t> ids = ids_of(word);
+    if (word.size() > kMaxWordBytes) {
+      token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+      return;
+    }
+    if (known_words_.size() >= kMaxKnownWords) known_words_.clear();
+    known = known_words_.emplace(std::string(word), std::move(ids)).first;
+  }
+  for (const int32_t id : known->second) token_ids.push_back(id);  // one or two, mostly
+}
+
+std::vector<int32_t> BytePairEncoder::ids_of(std::string_view word) const {
+  if (ignores_merges_) {
+    std::string text;
+    for (const char c : word) text += byte_texts_[static_cast<unsigned char>(c)];
+    if (const auto whole = vocabulary_.id_of(text)) return {*whole};
+  }
+  std::vector<int32_t> ids;
+  ids.reserve(word.size());
+  for (const char c : word) ids.push_back(byte_ids_[static_cast<unsigned char>(c)]);
+  word.size() <= kMaxWordBytes ? merge_short(ids) : merge_long(ids);
   ids.shrink_to_fit();
-  if (known_words_.size() >= kMaxKnownWords) known_words_.clear();  // the common words are back soon
-  return known_words_.emplace(std::string(word), std::move(ids)).first->second;
+  return ids;
 }
 
 // Merges the pair of the lowest rank, of several the first, until there is none.
-void BytePairEncoder::merge_all(std::vector<int32_t>& ids) const {
+void BytePairEncoder::merge_short(std::vector<int32_t>& ids) const {
   std::array<const Slot*, kMaxWordBytes> merges{};  // of ids[i] and ids[i + 1]
   for (size_t i = 0; i + 1 < ids.size(); ++i) merges[i] = find_merge(ids[i], ids[i + 1]);
   while (ids.size() > 1) {
@@ -130,6 +166,36 @@ void BytePairEncoder::merge_all(std::vector<int32_t>& ids) const {
     if (best > 0) merges[best - 1] = find_merge(ids[best - 1], ids[best]);
     if (best + 1 < ids.size()) merges[best] = find_merge(ids[best], ids[best + 1]);
   }
+}
+
+// The same in n log n steps: a heap of the pairs that can be merged, some of which are gone when their turn comes.
+void BytePairEncoder::merge_long(std::vector<int32_t>& ids) const {
+  constexpr int32_t kGone = -1;
+  using Candidate = std::tuple<int32_t, size_t, const Slot*>;  // rank, left place, merge
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> candidates;
+  std::vector<size_t> next(ids.size()), previous(ids.size());
+  auto consider = [&](size_t left) {
+    if (next[left] == ids.size()) return;
+    if (const Slot* merge = find_merge(ids[left], ids[next[left]])) candidates.emplace(merge->rank, left, merge);
+  };
+  for (size_t i = 0; i < ids.size(); ++i) {
+    next[i] = i + 1;
+    previous[i] = i - 1;  // of the first: never used
+  }
+  for (size_t i = 0; i + 1 < ids.size(); ++i) consider(i);
+  while (!candidates.empty()) {
+    const auto [rank, left, merge] = candidates.top();
+    candidates.pop();
+    const size_t right = next[left];
+    if (right == ids.size() || ids[left] != merge->left || ids[right] != merge->right) continue;
+    ids[left] = merge->merged;
+    ids[right] = kGone;
+    next[left] = next[right];
+    if (next[left] < ids.size()) previous[next[left]] = left;
+    consider(left);
+    if (left > 0) consider(previous[left]);
+  }
+  std::erase(ids, kGone);
 }
 
 const BytePairEncoder::Slot* BytePairEncoder::find_merge(int32_t left, int32_t right) const {

@@ -1,11 +1,10 @@
-// Text to token ids for byte-level BPE tokenizers: added tokens, words, merges. What is not ASCII, and words of more
-// than kMaxWordBytes, are left to somebody else, piece by piece: a text may be cut between a visible character and
-// a space, as no word holds that.
+// Text to token ids for byte-level BPE tokenizers: added tokens, words, merges. What is not ASCII is cut into words by
+// somebody else, piece by piece: a text may be cut between a visible character and a space, as no word holds that.
 //
-//   "<|user|>The café is"  ─▶  id of <|user|> · ids of "The" · encode_other(" café") · ids of " is"
+//   "<|user|>The café is"  ─▶  id of <|user|> · ids of "The" · ids of cut_other(" café") · ids of " is"
 //
-// Words that were encoded before are remembered, a bounded number of them. One thread at a time, but for
-// `encode_other`, during which another one may call `encode`.
+// Words and pieces that were encoded before are remembered, a bounded number of them. One thread at a time, but for
+// `cut_other`, during which another one may call `encode`.
 #pragma once
 
 #include <array>
@@ -18,12 +17,15 @@
 #include <vector>
 
 #include "tokenizer/token_table.h"
+#include "tokenizer/vocabulary.h"
 #include "tokenizer/words.h"
 
 namespace fmo {
 
-inline constexpr size_t kMaxWordBytes = 64;
 inline constexpr size_t kMaxKnownWords = 4096;  // half a MB; merging one takes less than a microsecond
+inline constexpr size_t kMaxWordBytes = 64;
+inline constexpr size_t kMaxKnownPieces = 16384;  // less than 10 MB
+inline constexpr size_t kMaxPieceBytes = 96;
 
 // `left` and `right`, side by side, become `merged`; the earlier merge of a list wins.
 struct Merge {
@@ -34,26 +36,30 @@ struct Merge {
 
 struct BytePairModel {
   WordRule rule = WordRule::kGpt2;
-  std::array<int32_t, 256> byte_ids{};
+  Vocabulary vocabulary;
+  std::array<std::string, 256> byte_texts;  // in the vocabulary, which writes all bytes so
   std::vector<Merge> merges;
-  // Words that are tokens whatever the merges say; empty for most tokenizers.
-  std::vector<std::pair<std::string, int32_t>> whole_words;
-  // Added tokens: those that are looked for first, and those that are looked for in what is left.
-  std::vector<std::pair<std::string, int32_t>> first_tokens;
-  std::vector<std::pair<std::string, int32_t>> later_tokens;
+  bool ignores_merges = false;  // of words that are tokens
 };
 
 class BytePairEncoder {
  public:
-  // Appends the ids of a piece.
-  using EncodeOther = std::function<void(std::string_view piece, std::vector<int32_t>& token_ids)>;
+  // Appends the words of a piece, as bytes.
+  using CutOther = std::function<void(std::string_view piece, std::vector<std::string>& words)>;
 
+  // Throws std::invalid_argument: the vocabulary lacks a byte.
   explicit BytePairEncoder(BytePairModel model);
 
-  // Appends the ids of `text`, UTF-8, to `token_ids`. Throws what `encode_other` throws.
-  void encode(std::string_view text, const EncodeOther& encode_other, std::vector<int32_t>& token_ids);
+  // Added tokens: those that are looked for first, and those that are looked for in what is left.
+  void look_for(TokenTable first, TokenTable later);
+  // Appends the ids of `text`, UTF-8, to `token_ids`. Throws what `cut_other` throws.
+  void encode(std::string_view text, const CutOther& cut_other, std::vector<int32_t>& token_ids);
+  // The same, but no added token is looked for.
+  void encode_words(std::string_view text, const CutOther& cut_other, std::vector<int32_t>& token_ids);
 
+  const Vocabulary& vocabulary() const { return vocabulary_; }
   size_t num_known_words() const { return known_words_.size(); }
+  size_t num_known_pieces() const { return known_pieces_.size(); }
 
  private:
   struct Hash {
@@ -67,20 +73,27 @@ class BytePairEncoder {
     int32_t merged = 0;
   };
 
-  void encode_text(std::string_view text, const EncodeOther& encode_other, std::vector<int32_t>& token_ids);
-  bool encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids);
-  const std::vector<int32_t>& word_ids(std::string_view word);
-  void merge_all(std::vector<int32_t>& ids) const;
+  using KnownIds = std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>>;
+
+  void encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids);
+  void encode_other(std::string_view piece, const CutOther& cut_other, std::vector<int32_t>& token_ids);
+  void append_word(std::string_view word, std::vector<int32_t>& token_ids);
+  std::vector<int32_t> ids_of(std::string_view word) const;
+  void merge_short(std::vector<int32_t>& ids) const;
+  void merge_long(std::vector<int32_t>& ids) const;
   const Slot* find_merge(int32_t left, int32_t right) const;
   size_t slot_of(int32_t left, int32_t right) const;
 
   WordRule rule_;
-  std::array<int32_t, 256> byte_ids_;
-  TokenTable whole_words_;
-  TokenTable first_tokens_;
-  TokenTable later_tokens_;
+  Vocabulary vocabulary_;
+  std::array<std::string, 256> byte_texts_;
+  std::array<int32_t, 256> byte_ids_{};
+  bool ignores_merges_;
+  TokenTable first_tokens_{{}};
+  TokenTable later_tokens_{{}};
   std::vector<Slot> slots_;  // open addressing, a power of two
-  std::unordered_map<std::string, std::vector<int32_t>, Hash, std::equal_to<>> known_words_;
+  KnownIds known_words_;
+  KnownIds known_pieces_;
 };
 
 }  // namespace fmo

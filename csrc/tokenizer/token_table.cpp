@@ -14,14 +14,6 @@ TokenTable::TokenTable(std::vector<std::pair<std::string, int32_t>> tokens) {
   }
 }
 
-std::optional<int32_t> TokenTable::find(std::string_view text) const {
-  const auto found =
-      std::lower_bound(entries_.begin(), entries_.end(), text,
-                       [this](const Entry& entry, std::string_view key) { return text_of(entry) < key; });
-  if (found == entries_.end() || text_of(*found) != text) return std::nullopt;
-  return found->token_id;
-}
-
 // One byte after the other narrows the range of tokens that begin like `text`; the shortest of a range is its first.
 std::optional<TokenTable::Found> TokenTable::longest_prefix(std::string_view text) const {
   std::optional<Found> longest;

@@ -1,5 +1,4 @@
-// Token texts with their ids, sorted, in one block of memory: look-up of a whole text, and of the longest token that a
-// text begins with.
+// A few token texts with their ids, sorted, in one block of memory: which is the longest token that a text begins with.
 #pragma once
 
 #include <array>
@@ -21,7 +20,6 @@ class TokenTable {
     int32_t token_id;
     size_t num_bytes;
   };
-  std::optional<int32_t> find(std::string_view text) const;
   std::optional<Found> longest_prefix(std::string_view text) const;
   bool empty() const { return entries_.empty(); }
   // Whether a token begins with this byte.
@@ -33,8 +31,6 @@ class TokenTable {
     uint32_t num_bytes;
     int32_t token_id;
   };
-  std::string_view text_of(const Entry& entry) const { return {texts_.data() + entry.offset, entry.num_bytes}; }
-
   std::array<bool, 256> begins_{};
   std::string texts_;
   std::vector<Entry> entries_;  // by text

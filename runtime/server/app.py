@@ -161,10 +161,7 @@ class App:
 
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
-        planner, tokenizer = self._targets.base.planner, self.model.tokenizer
-        self._grammars.warm_up(planner.warm_up)
-        if tokenizer is not None:
-            self._pool.submit(lambda: tokenizer.max_token_id)
+        self._grammars.warm_up(self._targets.base.planner.warm_up)
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""

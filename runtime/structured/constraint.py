@@ -128,7 +128,7 @@ class ConstraintCompiler:
     def any_token(self) -> bytes:
         """The mask of all tokens that have text and are no special ones."""
         mask = bytearray(num_mask_bytes(self._vocab_size))
-        for token_id in range(min(self._vocab_size, self.tokenizer.backend.get_vocab_size(with_added_tokens=True))):
+        for token_id in range(min(self._vocab_size, self.tokenizer.backend.num_tokens)):
             if token_id not in self.tokenizer.special_ids:
                 mask[token_id // 8] |= 1 << token_id % 8
         return bytes(mask)

@@ -13,8 +13,7 @@ import codecs
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from tokenizers import Tokenizer as Backend
-
+from .backend import Backend
 from .pieces import PieceTable
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
+from .backend import Backend
 
 Step = Callable[[str], str | bytes]
 """One decoder step on one token; bytes are final: no later step touches them."""

@@ -9,85 +9,72 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-
 from ..errors import ConfigError
+from .backend import Backend
+from .byte_level_bpe import read_byte_level_bpe
 from .detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
+from .library_backend import read_library_backend
 from .pieces import piece_table
-from .word_encoder import word_encoder
 
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Unicode non-characters: never in real text, so one that a request does not use can mark places in a rendered prompt."""
-
-WORD_CACHE_ENTRIES = 2048
-"""Words whose merges the library remembers. Its default of 10,000 lets a client that sends long random words hold 50 MB."""
 
 
 class Tokenizer:
     """Encodes and decodes. `add_special_tokens`, `skip_special_tokens`: what `encode` and `decode` do unless told otherwise."""
 
     def __init__(
-        self, backend: Backend, config: dict[str, Any] | None = None, *, add_special_tokens: bool = True, skip_special_tokens: bool = True
+        self, backend: Backend, config: dict[str, Any], *, add_special_tokens: bool = True, skip_special_tokens: bool = True
     ) -> None:
-        self.backend = backend
-        self.config = config or {}
-        self.add_special_tokens = add_special_tokens
-        self.skip_special_tokens = skip_special_tokens
-        self.special_tokens = _named_special_tokens(self.config)
-        backend.no_truncation()
-        backend.no_padding()
-        _bound_word_cache(backend)
-        _register_named_tokens(backend, self.special_tokens)
-        added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        special = {token.content: token_id for token_id, token in added.items() if token.special}
-        self._special_texts = sorted(special, key=len, reverse=True)
-        self._special_pattern = re.compile("|".join(map(re.escape, self._special_texts)) or "(?!)")
-        self._literal_ids = _literal_ids(backend, special)
         from .. import _core  # here, so that importing this module loads no native code
 
+        self.backend = backend
+        self.config = config
+        self.add_special_tokens = add_special_tokens
+        self.skip_special_tokens = skip_special_tokens
+        self.special_tokens = _named_special_tokens(config)
+        self.special_ids = frozenset(backend.special_ids.values())
+        special_texts = sorted(backend.special_ids, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, special_texts)) or "(?!)")
+        self._special_beginnings = "".join({text[:1] for text in special_texts})
         self._may_hold = _core.may_hold
-        self._special_beginnings = "".join({text[:1] for text in self._special_texts})
         self._table = piece_table(backend)
         self._hidden_ids = self.special_ids if skip_special_tokens else frozenset()
-        self._words = word_encoder(backend)
+        self.max_token_id = backend.max_token_id
+        self.max_token_bytes = max(backend.max_token_bytes, 1)
 
     @classmethod
     def load(cls, folder: Path, *, add_special_tokens: bool = True, skip_special_tokens: bool = True) -> Tokenizer:
         """Reads `folder`/tokenizer.json and, if there, tokenizer_config.json. Raises ConfigError when they are unreadable."""
+        config = read_json(folder / "tokenizer_config.json")
         path = folder / "tokenizer.json"
         try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for anything wrong in the file
-            raise ConfigError(
-                f"tokenizer.json cannot be read: {error}",
-                where=str(path),
-                hint="compile again from a checkpoint whose tokenizer.json loads in the `tokenizers` library",
-            ) from None
-        return cls(
-            backend,
-            read_json(folder / "tokenizer_config.json"),
-            add_special_tokens=add_special_tokens,
-            skip_special_tokens=skip_special_tokens,
-        )
+            data = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"tokenizer.json cannot be read: {error}", where=str(path), hint="compile the artifact again") from None
+        return cls(_backend(data, config, path), config, add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
+
+    @classmethod
+    def from_json(
+        cls, text: str, config: dict[str, Any] | None = None, *, add_special_tokens: bool = True, skip_special_tokens: bool = True
+    ) -> Tokenizer:
+        """As `load`, from the text of a tokenizer.json and what tokenizer_config.json holds."""
+        backend = _backend(text.encode(), config or {}, "tokenizer.json")
+        return cls(backend, config or {}, add_special_tokens=add_special_tokens, skip_special_tokens=skip_special_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool | None = None) -> list[int]:
         """Token ids of `text`; special tokens written in it are parsed as such."""
-        add = self.add_special_tokens if add_special_tokens is None else add_special_tokens
-        if not add and self._words is not None:
-            return self._words.encode(text)
-        return self.backend.encode(text, add_special_tokens=add).ids
+        return self.backend.encode(text, add_special_tokens=self.add_special_tokens if add_special_tokens is None else add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None) -> str:
         """Text of `token_ids`; ids that the tokenizer does not have give nothing."""
         skip = self.skip_special_tokens if skip_special_tokens is None else skip_special_tokens
-        return self.backend.decode(list(token_ids), skip_special_tokens=skip)
+        return self.backend.decode(token_ids, skip_special_tokens=skip)
 
     @property
     def has_token_bytes(self) -> bool:
@@ -115,17 +102,6 @@ class Tokenizer:
     def whole_text(self, token_id: int) -> str | None:
         """What the token adds to any text; None for special tokens, and for those of which other tokens decide what they add."""
         return None if self._table is None or token_id in self.special_ids else self._table.text(token_id)
-
-    @cached_property
-    def max_token_id(self) -> int:
-        """The highest id that `encode` can give."""
-        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
-
-    @cached_property
-    def max_token_bytes(self) -> int:
-        """Bytes of the longest token: a text of B bytes has at least B / max_token_bytes tokens."""
-        longest = max((len(token.encode("utf-8", "replace")) for token in self.backend.get_vocab(with_added_tokens=True)), default=1)
-        return max(longest, 1)
 
     # Special tokens in user content ------------------------------------------------------------------------------------------------------
 
@@ -157,14 +133,9 @@ class Tokenizer:
         for found in self._special_pattern.finditer(text):
             if found.start() > pos:
                 parts.append(text[pos : found.start()])
-            parts.append(self._special_id(found[0]))
+            parts.append(self.backend.special_ids[found[0]])
             pos = found.end()
         return parts + ([text[pos:]] if pos < len(text) else [])
-
-    def _special_id(self, text: str) -> int:
-        token_id = self.backend.token_to_id(text)
-        assert token_id is not None
-        return token_id
 
     def encode_marked(self, text: str, mark: str) -> list[int]:
         """Token ids of a rendered chat prompt: no BOS is added (the template writes it), and marked special tokens are ordinary text."""
@@ -185,7 +156,7 @@ class Tokenizer:
             if before:
                 yield before
             if found is not None:
-                yield self._literal_ids[found[0]]
+                yield self.backend.encode_special_text(found[0])
             before = part
         if before:
             yield before
@@ -222,30 +193,6 @@ def _named_special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return named
 
 
-def _bound_word_cache(backend: Backend) -> None:
-    if hasattr(backend.model, "_resize_cache"):  # BPE and Unigram have one
-        backend.model._resize_cache(WORD_CACHE_ENTRIES)
-
-
-def _literal_ids(backend: Backend, special: Mapping[str, int]) -> dict[str, list[int]]:
-    """The tokens of each special token's text where it is no more than text. Before anybody else uses the backend."""
-
-    def encode(text: str) -> list[int]:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
-
-    backend.encode_special_tokens = True
-    token_ids = {text: encode(text) for text in special}
-    for text, token_id in special.items():
-        if token_id in token_ids[text]:  # the model has it as a word too
-            token_ids[text] = encode(text[:1]) + encode(text[1:])
-    backend.encode_special_tokens = False
-    return token_ids
-
-
-def _register_named_tokens(backend: Backend, named: dict[str, str]) -> None:
-    """Makes special what the config names as special and the vocabulary has, as Hugging Face tokenizers do."""
-    special = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    missing = [text for text in named.values() if text not in special and backend.token_to_id(text) is not None]
-    if missing:
-        backend.add_special_tokens(missing)
+def _backend(data: bytes, config: dict[str, Any], where: Path | str) -> Backend:
+    names = _named_special_tokens(config).values()
+    return read_byte_level_bpe(data, names) or read_library_backend(data, names, where)

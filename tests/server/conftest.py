@@ -19,7 +19,6 @@ from friendli_runtime.server.serve import bind
 from friendli_runtime.tokenizer.chat_template import ChatTemplate
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from tokenizer.tokenizers_made_here import json_with_special_tokens
-from tokenizers import Tokenizer as Backend
 from tools.templates import HERMES
 
 from .scripted_engine import ScriptedEngine
@@ -62,7 +61,7 @@ def start(
     **engine_options: Any,
 ) -> tuple[TestServer, Callable[[], None]]:
     """A running server and the function that ends it. `special_tokens`: more of them; `end_tokens`: which of all end an answer."""
-    tokenizer = Tokenizer(Backend.from_str(json_with_special_tokens("byte_level", *special_tokens)), {})
+    tokenizer = Tokenizer.from_json(json_with_special_tokens("byte_level", *special_tokens), {})
     eos_ids = tuple(token_id for text in end_tokens if (token_id := tokenizer.backend.token_to_id(text)) is not None)
     eos_id = eos_ids[0]
     bridge = Bridge(lambda delay_s: metrics.queueing_delays.observe(delay_s * 1e9))

@@ -63,7 +63,7 @@ class ScriptedEngine:
         self.is_direct = is_direct
         self.num_direct_tokens = 0
         self.max_context_len = self.max_total_len = max_context_len
-        self.vocab_size = tokenizer.backend.get_vocab_size()
+        self.vocab_size = tokenizer.backend.num_tokens
         self.step_s = step_s
         self.num_cancelled = 0
         self.event_fd = os.eventfd(0, os.EFD_NONBLOCK)

@@ -31,7 +31,7 @@ TEXTS = ["hello world", "naïve 🙂 你好", "\n\n", '"quoted" \\ \u2028', "</t
 def mixed_script(tokenizer: Tokenizer) -> Callable[[Sequence[int], SamplingParams], list[int]]:
     """Answers of text, parts of characters, special tokens, ends and failures: with each call another one, the same in every server."""
     draw = random.Random(1)
-    vocab_size = tokenizer.backend.get_vocab_size()
+    vocab_size = tokenizer.backend.num_tokens
 
     def script(prompt_ids: Sequence[int], params: SamplingParams) -> list[int]:
         token_ids: list[int] = []
@@ -108,7 +108,7 @@ class CountingEngine(Engine):
 
 
 def counting_engine(tokenizer: Tokenizer, eos_id: int, max_queue_len: int) -> CountingEngine:
-    model = HashModel(num_blocks=512, vocab_size=tokenizer.backend.get_vocab_size())
+    model = HashModel(num_blocks=512, vocab_size=tokenizer.backend.num_tokens)
     sizes = {"max_num_seqs": 8, "max_num_tokens": 32, "max_context_len": 512, "vocab_size": model.vocab_size}
     return CountingEngine(model, max_queue_len=max_queue_len, has_dispatcher=False, **sizes)
 

@@ -86,7 +86,7 @@ class PacedModel(HashModel):
 
 def paced_engine(tokenizer: Tokenizer, eos_id: int, max_queue_len: int) -> Engine:
     """The real engine, for two samples at a time, on a model with time to disturb it."""
-    model = PacedModel(num_blocks=256, vocab_size=tokenizer.backend.get_vocab_size())
+    model = PacedModel(num_blocks=256, vocab_size=tokenizer.backend.num_tokens)
     model.gate = threading.Event()
     model.gate.set()
     sizes = {"max_num_seqs": 2, "max_num_tokens": 8, "max_context_len": 512, "vocab_size": model.vocab_size}

@@ -24,7 +24,7 @@ REGEX = {"type": "regex", "schema": r"(yes|no), \d{2}"}
 
 
 def babbling_engine(tokenizer: Any, eos_id: int, *, closing_bias: float = 3.0, **options: Any) -> Engine:
-    vocab_size = tokenizer.backend.get_vocab_size() + 3
+    vocab_size = tokenizer.backend.num_tokens + 3
     model = RandomModel(tokenizer, vocab_size, eos_id, closing_bias=closing_bias)
     return Engine(model, max_num_tokens=256, max_context_len=4096, vocab_size=vocab_size, has_dispatcher=False)
 
@@ -159,7 +159,7 @@ def test_a_constraint_that_leaves_no_token_ends_with_an_error_of_the_request(bab
     digits = {str(token_id): -1e6 for token_id in range(3)}  # harmless
     assert babbling.post(ROUTES[1], prompt="x", response_format=REGEX, logit_bias=digits).status_code == 200
     pattern = {"type": "regex", "schema": "Q{9}"}
-    vocab = range(babbling.tokenizer.backend.get_vocab_size())
+    vocab = range(babbling.tokenizer.backend.num_tokens)
     bad = [{"tokens": [token_id]} for token_id in vocab if b"Q" in babbling.tokenizer.token_bytes(token_id)]
     response = babbling.post(ROUTES[1], prompt="x", response_format=pattern, bad_word_tokens=bad)
     assert response.status_code == 422 and response.json()["error"]["code"] == "no_token_left"

@@ -19,7 +19,6 @@ from friendli_runtime.structured.response_format import ConstraintLimits, gramma
 from friendli_runtime.tokenizer.sample_text import SampleText
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
 from tokenizer.tokenizers_made_here import backend_json
-from tokenizers import Tokenizer as Backend
 
 NUM_ROWS = 251
 CLOSING = b'"}],'
@@ -34,7 +33,7 @@ class RandomModel:
         self.num_blocks = num_blocks
         rng = np.random.default_rng(7)
         self._rows = rng.standard_normal((NUM_ROWS, vocab_size), dtype=np.float32) * 2
-        for token_id in range(tokenizer.backend.get_vocab_size()):
+        for token_id in range(tokenizer.backend.num_tokens):
             data = tokenizer.token_bytes(token_id)
             if len(data) == 1 and data in CLOSING:
                 self._rows[:, token_id] += closing_bias
@@ -49,7 +48,7 @@ class RandomModel:
 
 @cache
 def tokenizer_of(kind: str) -> Tokenizer:
-    return Tokenizer(Backend.from_str(backend_json(kind)), {})
+    return Tokenizer.from_json(backend_json(kind), {})
 
 
 def eos_of(kind: str) -> int:
@@ -72,7 +71,7 @@ class Babbler:
 
     def __init__(self, kind: str = "byte_level", **options: Any) -> None:
         self.tokenizer, self.eos_id = tokenizer_of(kind), eos_of(kind)
-        self.vocab_size = self.tokenizer.backend.get_vocab_size() + 5
+        self.vocab_size = self.tokenizer.backend.num_tokens + 5
         model = RandomModel(self.tokenizer, self.vocab_size, self.eos_id, **options)
         self.engine = Engine(model, max_num_seqs=16, max_num_tokens=256, max_context_len=1024, vocab_size=self.vocab_size)
         self.compiler = ConstraintCompiler(self.tokenizer, self.vocab_size, (self.eos_id,))

@@ -5,11 +5,10 @@ from friendli_runtime.engine import TokenOutput
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.tokenizer.sample_text import SampleText, TextDelta
 from friendli_runtime.tokenizer.tokenizer import Tokenizer
-from tokenizers import Tokenizer as Backend
 
 from .tokenizers_made_here import backend_json
 
-TOKENIZER = Tokenizer(Backend.from_str(backend_json("byte_level")), {})
+TOKENIZER = Tokenizer.from_json(backend_json("byte_level"), {})
 EOS = TOKENIZER.backend.token_to_id("<|end|>")
 
 

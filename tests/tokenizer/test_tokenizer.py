@@ -139,7 +139,7 @@ def without_unknown(tokenizer: Tokenizer, token_ids: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_special_tokens_in_content_are_what_the_library_makes_of_such_text(name: str) -> None:
-    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    tokenizer = Tokenizer.from_json(backend_json(name))
     literal = Backend.from_str(backend_json(name))
     literal.encode_special_tokens = True
     special = [token.content for token in literal.get_added_tokens_decoder().values() if token.special]
@@ -159,7 +159,7 @@ def test_special_tokens_in_content_are_what_the_library_makes_of_such_text(name:
     "expression", ["messages[0].content | reverse", "messages[0].content[1:]", "messages[0].content[:-1]", "messages | tojson"]
 )
 def test_what_a_template_does_to_marked_tokens_makes_no_special_ones_of_them(name: str, expression: str) -> None:
-    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    tokenizer = Tokenizer.from_json(backend_json(name))
     special = sorted(tokenizer.token_bytes(token_id).decode() for token_id in tokenizer.special_ids)
     template = ChatTemplate("{{ " + expression + " }}", {})
     for text in (special[0], special[-1] * 2, "".join(special), special[0] + special[0][1:]):
@@ -185,7 +185,7 @@ def called_while(function: Callable[[], object]) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_no_prompt_makes_a_tokenizer_or_a_vocabulary(name: str) -> None:
-    tokenizer = Tokenizer(Backend.from_str(backend_json(name)))
+    tokenizer = Tokenizer.from_json(backend_json(name))
     special = [tokenizer.token_bytes(token_id).decode() for token_id in sorted(tokenizer.special_ids)]
     template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}", {})
 
@@ -196,7 +196,7 @@ def test_no_prompt_makes_a_tokenizer_or_a_vocabulary(name: str) -> None:
 
     slow = {"from_str", "from_file", "from_buffer", "to_str", "get_vocab"}
     assert not called_while(encode_all) & slow
-    assert called_while(lambda: Tokenizer(Backend.from_str(backend_json(name)))) & slow  # they would be seen
+    assert called_while(lambda: Tokenizer.from_json(backend_json(name))) & slow  # they are seen where they are called
 
 
 def test_a_broken_tokenizer_is_refused_with_its_path(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_client_that_sends_ever_new_words_does_not_fill_the_memory() -> None:
         "from friendli_runtime.tokenizer.tokenizer import Tokenizer\n"
         "from tokenizers import Tokenizer as Backend\n"
         "from tokenizer.tokenizers_made_here import backend_json\n"
-        "tokenizer, rng = Tokenizer(Backend.from_str(backend_json('byte_level')), {}), random.Random(0)\n"
+        "tokenizer, rng = Tokenizer.from_json(backend_json('byte_level'), {}), random.Random(0)\n"
         "for _ in range(3):\n"
         "    for _ in range(3000): tokenizer.encode(''.join(rng.choice('abcdefgh') for _ in range(200)))\n"
         "    print(re.search(r'Anonymous: +([0-9]+) kB', open('/proc/self/smaps_rollup').read())[1])\n"

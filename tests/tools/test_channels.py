@@ -17,11 +17,10 @@ from friendli_runtime.tools.check import check_template
 from friendli_runtime.tools.forms import AnswerForms, AnswerReader, ReadOptions, answer_forms
 from friendli_runtime.tools.request import tool_request
 from tokenizer.tokenizers_made_here import json_with_special_tokens
-from tokenizers import Tokenizer as Backend
 
 from .templates import CHANNEL_MARKS, CHANNELS, HARMONY, HARMONY_TOOLS, WITH_CALLS
 
-TOKENIZER = Tokenizer(Backend.from_str(json_with_special_tokens("byte_level", *CHANNEL_MARKS)), {})
+TOKENIZER = Tokenizer.from_json(json_with_special_tokens("byte_level", *CHANNEL_MARKS), {})
 ENDS = {"harmony": ["<|return|>", "<|call|>"], "harmony_named_last": ["<|return|>", "<|call|>"], "bracketed": ["<s>"]}
 CITY = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
 FUNCTIONS: dict[str, Any] = {"get_weather": CITY, "now": {"type": "object", "properties": {}}}
@@ -85,7 +84,7 @@ def test_no_other_family_is_taken_for_one_with_channels(source: str) -> None:
 
 
 def test_marks_that_a_text_could_spell_make_no_channels() -> None:
-    plain = Tokenizer(Backend.from_str(json_with_special_tokens("byte_level", "<|channel|>")), {})
+    plain = Tokenizer.from_json(json_with_special_tokens("byte_level", "<|channel|>"), {})
     assert answer_forms(ChatTemplate(HARMONY, {}), plain, [0]).channels is None
 
 
@@ -164,7 +163,7 @@ def test_a_prompt_may_have_begun_the_first_message() -> None:
 
 @cache
 def compiler() -> ConstraintCompiler:
-    return ConstraintCompiler(TOKENIZER, TOKENIZER.backend.get_vocab_size() + 3, end_ids("harmony"))
+    return ConstraintCompiler(TOKENIZER, TOKENIZER.backend.num_tokens + 3, end_ids("harmony"))
 
 
 def constraint_of(

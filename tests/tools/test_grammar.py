@@ -41,7 +41,7 @@ def given(name: str, schema: dict[str, Any], value: str) -> str | None:
     template = ChatTemplate(UNQUOTED[name], SPECIALS)
     dialect = derived_dialect(template, END_TEXTS)
     tokenizer = tokenizer_of("byte_level")
-    compiler = ConstraintCompiler(tokenizer, tokenizer.backend.get_vocab_size(), [eos_of("byte_level")])
+    compiler = ConstraintCompiler(tokenizer, tokenizer.backend.num_tokens, [eos_of("byte_level")])
     constraint = call_constraint(request_of(schema), dialect, compiler, [eos_of("byte_level")])
     assert constraint is not None and dialect.parameters is not None
     form = dialect.parameters
@@ -171,7 +171,7 @@ def test_forced_calls_of_every_family_are_valid_whatever_the_model_babbles(name:
     request = tool_request(tools, "required", None, 8, LIMITS)
     dialect = derived_dialect(ChatTemplate(WITH_CALLS[name], SPECIALS), END_TEXTS)
     tokenizer, eos_id = tokenizer_of("byte_level"), eos_of("byte_level")
-    compiler = ConstraintCompiler(tokenizer, tokenizer.backend.get_vocab_size(), [eos_id])
+    compiler = ConstraintCompiler(tokenizer, tokenizer.backend.num_tokens, [eos_id])
     assert request is not None
     constraint = call_constraint(request, dialect, compiler, [eos_id])
     assert constraint is not None
