@@ -100,14 +100,14 @@ http::Refusals refusals_from_python(const nb::dict& answers) {
 
 using TokenOfSample = std::tuple<int64_t, int32_t, std::optional<int32_t>>;
 
-std::vector<bool> serve(http::TokenStreams& self, const std::vector<TokenOfSample>& events) {
-  std::vector<bool> taken;
-  taken.reserve(events.size());
-  for (const auto& [request_id, sample_idx, token_id] : events) {
-    taken.push_back(self.take(request_id, sample_idx, token_id));
+std::vector<size_t> serve(http::TokenStreams& self, const std::vector<TokenOfSample>& events) {
+  std::vector<size_t> left;
+  for (size_t i = 0; i < events.size(); ++i) {
+    const auto& [request_id, sample_idx, token_id] = events[i];
+    if (!self.take(request_id, sample_idx, token_id)) left.push_back(i);
   }
   self.send();
-  return taken;
+  return left;
 }
 
 void bind_token_streams(nb::module_& m) {
@@ -122,7 +122,7 @@ void bind_token_streams(nb::module_& m) {
       .def("serve", &serve, nb::arg("events"),
            "What `take_events` does, for an engine in Python. `events`: [(request id, sample, token id, or None for "
            "what "
-           "is not a plain token), ...]. Whether each was taken.");
+           "is not a plain token), ...]. The indices of those that were not taken.");
 
   nb::class_<http::TokenStream>(m, "TokenStream", "One answer; it gets tokens until it is deleted.")
       .def(

@@ -116,13 +116,13 @@ class ScriptedEngine:
     def deliver(self, streams: TokenStreams | None = None) -> bool:
         os.eventfd_read(self.event_fd)
         waiting = [self._outbox.popleft() for _ in range(len(self._outbox))]
-        taken = [False] * len(waiting)
+        left = waiting
         if streams is not None and self.is_direct:
-            taken = streams.serve([(sample.request_id, sample.sample_idx, _plain_token(output)) for sample, output in waiting])
-        self.num_direct_tokens += sum(taken)
-        for (sample, output), is_taken in zip(waiting, taken, strict=True):
-            if not is_taken:
-                sample.sink([output])
+            events = [(sample.request_id, sample.sample_idx, _plain_token(output)) for sample, output in waiting]
+            left = [waiting[idx] for idx in streams.serve(events)]
+        self.num_direct_tokens += len(waiting) - len(left)
+        for sample, output in left:
+            sample.sink([output])
         return bool(waiting)
 
     @property
