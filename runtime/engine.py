@@ -184,12 +184,12 @@ class Engine:
         params: SamplingParams,
         sink: Sink,
         constraint: MaskSource | None = None,
-        adapter: str | None = None,
+        adapter: str | LoadedAdapter | None = None,
     ) -> int:
         """Queues a request, before or after `start`, and returns its id. `sink` gets every output of its samples, as the engine delivers.
 
         With a `constraint` no token is sampled that it does not allow; `params` that ask for a format are refused without one.
-        `adapter`: the name of a loaded one, None for the base model; it stays in memory until the request has ended.
+        `adapter`: the name of a loaded one or just that load, None for the base model; it stays in memory until the request has ended.
         Raises InvalidSamplingParams, RequestTooLarge, QueueFull, EngineStopped or UnknownAdapter; then the sink is never called.
         """
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids), self.embedding_width)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .engine import QueueFull, TokenOutput
 from .errors import ConfigError, FmoError
 from .loaded_model import EngineOptions, TextOptions, open_model
+from .lora.registry import LoadedAdapter
 from .sampling import InvalidSamplingParams, SamplingParams
 from .tokenizer.chat_template import ChatTemplate
 from .tokenizer.sample_text import SampleText, TextDelta, TokenLogprob, prompt_logprobs
@@ -94,7 +95,7 @@ class _Request:
     params: SamplingParams
     samples: list[_Sample]
     constraint: AnyConstraint | None = None
-    adapter: str | None = None
+    adapter: str | LoadedAdapter | None = None
     reader: ChatReader | None = None
     request_id: int | None = None
     prompt_logprobs: list[TokenLogprob] | None = None
@@ -237,7 +238,7 @@ class LLM:
 
     def chat_prompt(self, messages: list[dict[str, Any]], *, adapter: str | None = None, **fields: Any) -> list[int]:
         """Token ids of the conversation, up to the assistant's turn, by the adapter's template where it has one; `fields` as in `chat`."""
-        return self._planned_chat(messages, SamplingParams(), adapter, fields)[0].token_ids
+        return self._planned_chat(messages, SamplingParams(), self._adapter(adapter), fields)[0].token_ids
 
     def close(self) -> None:
         """Cancels what runs and ends the engine. A second call does nothing."""
@@ -249,13 +250,16 @@ class LLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _adapter(self, name: str | None) -> LoadedAdapter | None:
+        return None if name is None else self._loaded.engine.adapters.get(name)
+
     def _planned_chat(
-        self, messages: list[dict[str, Any]], params: SamplingParams, adapter: str | None, fields: dict[str, Any]
+        self, messages: list[dict[str, Any]], params: SamplingParams, adapter: LoadedAdapter | None, fields: dict[str, Any]
     ) -> tuple[PlannedChat, AnswerPlanner]:
         from .chat import check_fields, planned_chat
 
         check_fields(fields)
-        template = self._loaded.chat_template_for(None if adapter is None else self._loaded.engine.adapters.get(adapter))
+        template = self._loaded.chat_template_for(adapter)
         if template is None:
             raise ConfigError(
                 "the model has no chat template", where=str(self._loaded.artifact.folder), hint="use `generate` with a plain prompt"
@@ -268,11 +272,12 @@ class LLM:
     ) -> _Request:
         from .chat import ChatReader
 
-        planned, planner = self._planned_chat(messages, params, adapter, fields)
+        loaded = self._adapter(adapter)  # prompt and answer are of the same load, whatever gets its name meanwhile
+        planned, planner = self._planned_chat(messages, params, loaded, fields)
         params = self._bound(params, len(planned.token_ids))
         constraint, reading = planned.bound(params)
         reader = ChatReader(reading, planner.new_call_id)
-        return self._new_request(planned.token_ids, planned.token_ids, params, constraint, adapter, reader)
+        return self._new_request(planned.token_ids, planned.token_ids, params, constraint, loaded, reader)
 
     def _planner(self, template: ChatTemplate | None) -> AnswerPlanner:
         from .chat import planner_for
@@ -304,7 +309,7 @@ class LLM:
         token_ids: list[int],
         params: SamplingParams,
         constraint: AnyConstraint | None,
-        adapter: str | None,
+        adapter: str | LoadedAdapter | None,
         reader: ChatReader | None = None,
     ) -> _Request:
         reading = reader.reading if reader is not None else None

@@ -14,6 +14,7 @@ from itertools import chain, cycle, islice, repeat
 
 from friendli_runtime._core import TokenStreams
 from friendli_runtime.engine import Sink, TokenOutput
+from friendli_runtime.lora.registry import LoadedAdapter
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.structured.mask_feeder import MaskSource
 
@@ -40,7 +41,7 @@ class NullEngine:
         params: SamplingParams,
         sink: Sink,
         constraint: MaskSource | None = None,
-        adapter: str | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> int:
         params.validate(self.vocab_size, self.max_context_len, len(prompt_ids))
         self._next_id += 1

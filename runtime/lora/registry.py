@@ -1,7 +1,7 @@
 """The adapters of a running engine: names, slots of the executor, and how many requests use each.
 
     adapters.load("law", "adapters/law")     reads, checks and packs beside the running steps; the next request may ask for it
-    adapter = adapters.acquire("law")        a request holds it from submit to its last output, then releases it
+    adapter = adapters.acquire("law")        a request holds it from its first look at it to its last output, then releases it
     adapters.unload("law")                   the name is gone at once; the memory, when the last request that uses it has ended
 
 Nothing of others is disturbed: a load holds up one step for the time of swapping pointers. Every load gets a number of its own, which
@@ -112,12 +112,17 @@ class AdapterRegistry:
             self._free(adapter)
         return adapter
 
-    def acquire(self, name: str) -> LoadedAdapter:
-        """For one request; `release` it once. Raises UnknownAdapter."""
+    def acquire(self, adapter: str | LoadedAdapter) -> LoadedAdapter:
+        """For one request; `release` it once. A name: what is loaded so now; a load: just that one, as long as anybody has it.
+
+        Raises UnknownAdapter.
+        """
         with self._lock:
-            adapter = self._find(name)
-            adapter.num_users += 1
-        return adapter
+            found = self._find(adapter) if isinstance(adapter, str) else adapter
+            if found.is_leaving and found.num_users == 0:
+                raise UnknownAdapter(f"adapter '{found.name}' has been unloaded", where="model", hint="send the request again")
+            found.num_users += 1
+        return found
 
     def release(self, adapter: LoadedAdapter) -> None:
         """Never waits for a step or a load, as freeing the memory does: it is called where all outputs are handed out."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,6 @@ class Target:
     planner: AnswerPlanner
     created: int = field(default_factory=lambda: int(time.time()))
 
-    @property
-    def adapter_name(self) -> str | None:
-        return None if self.adapter is None else self.adapter.name
-
 
 class Targets:
     """The base model and whatever `registry` holds; `make_planner` reads answers by a chat template."""
@@ -51,6 +47,7 @@ class Targets:
         self._registry = registry
         self._make_planner = make_planner
         self._known: dict[int, Target] = {}  # by uid of the adapter
+        self._held: dict[Hashable, LoadedAdapter] = {}
 
     def find(self, name: str | None) -> Target:
         """Absent and empty names are the base model. Raises ApiError 404."""
@@ -63,6 +60,21 @@ class Targets:
             pass
         names = ", ".join(f"'{target.name}'" for target in self.all()[:20])
         raise ApiError(404, f"there is no model '{name[:128]}' here; this server has {names}", param="model", code="model_not_found")
+
+    def hold(self, name: str | None, holder: Hashable) -> Target:
+        """As `find`; what is found stays as it is, also if another adapter gets its name, until `release(holder)`."""
+        target = self.find(name)
+        if target.adapter is not None and self._registry is not None:
+            try:
+                self._held[holder] = self._registry.acquire(target.adapter)
+            except UnknownAdapter:  # unloaded on another thread since
+                return self.hold(name, holder)
+        return target
+
+    def release(self, holder: Hashable) -> None:
+        adapter = self._held.pop(holder, None)
+        if adapter is not None and self._registry is not None:
+            self._registry.release(adapter)
 
     def all(self) -> list[Target]:
         """The base model first, then adapters as they were loaded."""

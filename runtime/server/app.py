@@ -237,6 +237,7 @@ class App:
                 raise
             finally:
                 self.in_flight.discard(exchange)
+                self._targets.release(exchange)
                 if is_counted and not is_gone:
                     self.metrics.responses.add()
 
@@ -257,8 +258,8 @@ class App:
         await self._answer(request, generation, answer, exchange)
 
     async def _messages(self, exchange: Exchange) -> None:
-        def translate(request: messages.MessagesRequest) -> ChatRequest:
-            forms = self._targets.find(request.model).planner.forms
+        def translate(request: messages.MessagesRequest, target: Target) -> ChatRequest:
+            forms = target.planner.forms
             return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
 
         _, chat, target, prompts = await self._translated(exchange, messages.MessagesRequest, translate, messages.RENAMED)
@@ -267,21 +268,24 @@ class App:
         await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _responses(self, exchange: Exchange) -> None:
+        def translate(request: responses.ResponsesRequest, target: Target) -> ChatRequest:
+            return responses.chat_request(request)
+
         kind = responses.ResponsesRequest
-        request, chat, target, prompts = await self._translated(exchange, kind, responses.chat_request, responses.RENAMED)
+        request, chat, target, prompts = await self._translated(exchange, kind, translate, responses.RENAMED)
         generation = self._generation(chat, target, prompts)
         answer = responses.ResponsesAnswer(generation, urandom(16).hex(), target.name, request, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, exchange)
 
     async def _translated(
-        self, exchange: Exchange, kind: type[Any], translate: Callable[[Any], ChatRequest], renamed: Mapping[str, str]
+        self, exchange: Exchange, kind: type[Any], translate: Callable[[Any, Target], ChatRequest], renamed: Mapping[str, str]
     ) -> tuple[Any, ChatRequest, Target, list[Prompt]]:
         """A request of another API as one of chat. Raises ApiError, with fields named as that API does."""
         request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
-        target = self._targets.find(request.model)
+        target = self._targets.hold(request.model, exchange)
         try:
-            chat = translate(request)
+            chat = translate(request, target)
             prompts = await self._made(exchange, chat, target, self._chat_prompts)
         except ApiError as error:
             raise _with_names(error, renamed) from None
@@ -303,7 +307,7 @@ class App:
         """The checked request, who answers it and its prompts. Raises ApiError."""
         request = await read_request(exchange, self.options.limits, kind)
         refuse_generation(self.bridge.engine, exchange.path)
-        target = self._targets.find(request.model)
+        target = self._targets.hold(request.model, exchange)
         return request, target, await self._made(exchange, request, target, make_prompts)
 
     async def _made(self, exchange: Exchange, request: Any, target: Target, make_prompts: PromptMaker) -> list[Prompt]:
@@ -364,7 +368,7 @@ class App:
         if request.timeout_microseconds:
             wanted_s = min(request.timeout_microseconds, _MAX_TIMEOUT_US) * 1e-6
             deadline_s = wanted_s if deadline_s is None else min(wanted_s, deadline_s)
-        return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, deadline_s, target.adapter_name)
+        return Generation(self.bridge, self.metrics, self.model.tokenizer, prompts, deadline_s, target.adapter)
 
     async def _answer(
         self, request: GenerationRequest, generation: Generation, answer: ChatAnswer | CompletionAnswer, exchange: Exchange

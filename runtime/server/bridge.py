@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from .._core import TokenStreams
 from ..engine import Sink, TokenOutput
-from ..lora.registry import AdapterRegistry
+from ..lora.registry import AdapterRegistry, LoadedAdapter
 from ..sampling import SamplingParams
 from ..structured.mask_feeder import MaskSource
 
@@ -50,7 +50,7 @@ class TokenEngine(Protocol):
         params: SamplingParams,
         sink: Sink,
         constraint: MaskSource | None = None,
-        adapter: str | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> int: ...
 
     def cancel(self, request_id: int) -> None: ...
@@ -100,7 +100,7 @@ class Bridge:
         receiver: Receiver,
         prompt_idx: int,
         constraint: MaskSource | None,
-        adapter: str | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> int:
         """Queues one prompt; its outputs go to `receiver`. Raises what `Engine.submit` raises."""
         request_id = self.engine.submit(prompt_ids, params, partial(self._put, receiver, prompt_idx), constraint, adapter)

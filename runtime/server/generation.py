@@ -18,7 +18,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..engine import EngineStopped, PromptScores, QueueFull, RequestTooLarge, TokenOutput
-from ..lora.registry import UnknownAdapter
+from ..lora.registry import LoadedAdapter, UnknownAdapter
 from ..metrics import Metrics
 from ..sampling import SamplingParams
 from ..structured.after_reasoning import AfterReasoning
@@ -95,7 +95,7 @@ class Generation(msgspec.Struct, eq=False):
     tokenizer: Tokenizer | None
     prompts: list[Prompt]
     deadline_s: float | None = None
-    adapter: str | None = None  # None: the base model
+    adapter: LoadedAdapter | None = None  # None: the base model
     usage: Usage = msgspec.field(default_factory=Usage)
     prompt_scores: dict[int, PromptScores] = msgspec.field(default_factory=dict)  # by prompt, for requests that ask for them
     num_open_choices: int = 0

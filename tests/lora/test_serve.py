@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,43 @@ def test_clients_load_and_unload_what_the_operator_offers(make_server: Callable[
     assert server.client.delete("/v1/adapters/mine").status_code == 404
     assert server.post("/v1/completions", **BODY, model="mine").status_code == 404
     assert [card["id"] for card in server.client.get("/v1/models").json()["data"]] == ["scripted"]
+
+
+def test_an_adapter_that_is_replaced_while_a_prompt_is_made_answers_that_prompt(
+    make_server: Callable[..., TestServer], adapter_dir: Path, saved_model: SavedModel
+) -> None:
+    """The prompt is made on a thread, by a template that takes its time."""
+    server = make_server(adapter_dir)
+    slow = "{% for i in range(1500) %}{% for j in range(1500) %}{% endfor %}{% endfor %}" + TEMPLATE.replace("[", "[slow ")
+    make_adapter(saved_model("llama_512")[0], adapter_dir / "slow", seed=7, target_modules=TARGETS["llama"])
+    (adapter_dir / "slow" / "tokenizer_config.json").write_text(json.dumps({"chat_template": slow}))
+    body = {"messages": [{"role": "user", "content": "hello", "name": "n" * 6000}], "max_tokens": 8, "temperature": 0, "model": "mine"}
+
+    def answer() -> Any:
+        response = server.post("/v1/chat/completions", **body)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["message"]["content"], response.json()["usage"]["prompt_tokens"]
+
+    def replace_by(folder: str) -> None:
+        assert server.client.delete("/v1/adapters/mine").status_code == 200
+        assert server.post("/v1/adapters", name="mine", folder=folder).status_code == 200
+
+    answers = {}
+    assert server.post("/v1/adapters", name="mine", folder="law").status_code == 200
+    answers["law"] = answer()
+    replace_by("slow")
+    answers["slow"] = answer()
+    assert answers["law"] != answers["slow"]
+    old = server.engine.adapters.get("mine")
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(answer)
+        while old.num_users == 0 and not waiting.done():
+            time.sleep(0.001)
+        replace_by("law")
+        assert not waiting.done(), "the template was not slow enough"
+        assert waiting.result() == answers["slow"]
+    assert answer() == answers["law"]
+    assert old.num_users == 0
 
 
 def test_a_client_learns_nothing_of_the_disk(make_server: Callable[..., TestServer], adapter_dir: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from friendli_runtime._core import TokenStreams
 from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
+from friendli_runtime.lora.registry import LoadedAdapter
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.structured.errors import ConstraintFailed
 from friendli_runtime.structured.mask_feeder import CONSTRAINT_ERROR, Masks, MaskSource
@@ -89,7 +90,7 @@ class ScriptedEngine:
         params: SamplingParams,
         sink: Sink,
         constraint: MaskSource | None = None,
-        adapter: str | None = None,
+        adapter: LoadedAdapter | None = None,
     ) -> int:
         assert adapter is None, "the scripted engine has no adapters"
         assert not params.is_constrained or constraint is not None
