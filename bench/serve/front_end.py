@@ -30,12 +30,14 @@ import json
 import multiprocessing
 import platform
 import random
+import re
+import selectors
+import socket
 import sys
 import sysconfig
 import threading
 import time
 from dataclasses import dataclass
-from http.client import HTTPConnection
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -161,55 +163,85 @@ class Workload:
     num_tokens: int = 0
     stream: bool = False
 
-    def bodies(self, seed: int) -> list[bytes]:
-        return bodies(self.num_requests, self.num_tokens, stream=self.stream, seed=seed) if self.num_tokens else [b""] * self.num_requests
+    def requests(self, seed: int) -> list[bytes]:
+        if not self.num_tokens:
+            return [_request("GET /health/ready", b"")] * self.num_requests
+        asked = bodies(self.num_requests, self.num_tokens, stream=self.stream, seed=seed)
+        return [_request("POST /v1/chat/completions", body) for body in asked]
 
-    def ask(self, connection: HTTPConnection, body: bytes) -> None:
-        if self.num_tokens:
-            connection.request("POST", "/v1/chat/completions", body, HEADERS)
-        else:
-            connection.request("GET", "/health/ready", headers=HEADERS)
-        response = connection.getresponse()
-        data = response.read()
-        is_right = (b"[DONE]" in data) == self.stream if self.num_tokens else data == b'{"status":"ready"}'
-        assert response.status == 200 and is_right, data[:200]
+    def check(self, answer: bytes) -> None:
+        is_right = (b"[DONE]" in answer) == self.stream if self.num_tokens else answer.endswith(b'{"status":"ready"}')
+        assert answer.startswith(b"HTTP/1.1 200 ") and is_right, answer[:400]
 
 
-PING = Workload(1, 1)
+def _request(line: str, body: bytes) -> bytes:
+    fields = {"Host": "127.0.0.1", "Accept-Encoding": "identity", "Content-Length": str(len(body)), **HEADERS}
+    lines = [f"{line} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Asker:
+    """A connection, and what is asked on it one after the other."""
+
+    def __init__(self, port: int, workload: Workload, requests: list[bytes]) -> None:
+        self.sock = socket.create_connection(("127.0.0.1", port))
+        self._workload, self._requests = workload, iter(requests)
+        self._seen = bytearray()
+
+    def ask_next(self) -> bool:
+        """False: that was all."""
+        request = next(self._requests, None)
+        if request is not None:
+            self.sock.sendall(request)
+        return request is not None
+
+    def receive(self) -> bool:
+        """Whether an answer is whole."""
+        data = self.sock.recv(2**18)
+        assert data, "the server has closed the connection"
+        self._seen += data
+        if not _is_whole(self._seen):
+            return False
+        self._workload.check(bytes(self._seen))
+        self._seen.clear()
+        return True
+
+
+def _is_whole(answer: bytearray) -> bool:
+    if answer.endswith(b"0\r\n\r\n"):
+        return True
+    head_len = answer.find(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)", answer[: max(head_len, 0)])
+    return length is not None and len(answer) == head_len + 4 + int(length[1])
 
 
 def run_client(port: int, pipe: Connection) -> None:
     """In the client's process: workloads come by the pipe; each is prepared, and asked when the word is given."""
     while (workload := pipe.recv()) is not None:
-        connections = [HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(workload.num_connections)]
-        for connection in connections:
-            PING.ask(connection, b"")  # now it is open
-        asked = [workload.bodies(seed) for seed in range(workload.num_connections)]
+        askers = [Asker(port, workload, workload.requests(seed)) for seed in range(workload.num_connections)]
+        ask_all([Asker(port, PING, PING.requests(0))])  # once it is answered, the connections before it are accepted
         pipe.send("ready")
         pipe.recv()
-        ask_all(workload, connections, asked)
+        ask_all(askers)
         pipe.send("done")
-        for connection in connections:
-            connection.close()
 
 
-def ask_all(workload: Workload, connections: list[HTTPConnection], asked: list[list[bytes]]) -> None:
-    failures: list[BaseException] = []
+def ask_all(askers: list[Asker]) -> None:
+    """On one thread: to wake one for each answer would cost the server, which a client on another machine does not."""
+    with selectors.DefaultSelector() as selector:
+        for asker in askers:
+            asker.ask_next()
+            selector.register(asker.sock, selectors.EVENT_READ, asker)
+        num_open = len(askers)
+        while num_open:
+            for key, _ in selector.select():
+                if key.data.receive() and not key.data.ask_next():
+                    selector.unregister(key.fileobj)
+                    key.data.sock.close()
+                    num_open -= 1
 
-    def ask_on(connection: HTTPConnection, own: list[bytes]) -> None:
-        try:
-            for body in own:
-                workload.ask(connection, body)
-        except BaseException as failure:
-            failures.append(failure)
 
-    threads = [threading.Thread(target=ask_on, args=pair) for pair in zip(connections, asked, strict=True)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+PING = Workload(1, 1)
 
 
 class Client:
