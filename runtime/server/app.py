@@ -162,6 +162,7 @@ class App:
     def warm_up(self) -> None:
         """Does now what the first requests would wait for; the vocabulary of grammars on a thread. Call it once the bridge is attached."""
         self._grammars.warm_up(self._targets.base.planner.warm_up)
+        self._pool.submit(self._targets.all)
 
     def abort_all(self, failure: ApiError) -> None:
         """Ends every request in flight with `failure`: an error answer, or an error as the last event of a stream."""
@@ -481,8 +482,12 @@ class App:
     async def _load_adapter(self, exchange: Exchange) -> None:
         request = await read_request(exchange, self.options.limits, AdapterRequest)
         root, registry = self._adapter_admin()
-        await asyncio.get_running_loop().run_in_executor(self._pool, load_from, root, registry, request.name, request.folder)
-        send_json(exchange, self._model_card(self._targets.find(request.name)))
+
+        def load() -> Target:
+            load_from(root, registry, request.name, request.folder)
+            return self._targets.find(request.name)  # what its template calls for is derived here, not by its first request
+
+        send_json(exchange, self._model_card(await asyncio.get_running_loop().run_in_executor(self._pool, load)))
 
     async def _unload_adapter(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(_ADAPTER_ROUTE)

@@ -114,12 +114,13 @@ def test_clients_load_and_unload_what_the_operator_offers(make_server: Callable[
 def test_an_adapter_that_is_replaced_while_a_prompt_is_made_answers_that_prompt(
     make_server: Callable[..., TestServer], adapter_dir: Path, saved_model: SavedModel
 ) -> None:
-    """The prompt is made on a thread, by a template that takes its time."""
+    """The prompt is made on a thread, by a template that takes its time over this message."""
     server = make_server(adapter_dir)
-    slow = "{% for i in range(1500) %}{% for j in range(1500) %}{% endfor %}{% endfor %}" + TEMPLATE.replace("[", "[slow ")
+    wait = "{% if 'linger' in messages[0].content %}{% for i in range(1500) %}{% for j in range(1500) %}{% endfor %}{% endfor %}{% endif %}"
+    slow = wait + TEMPLATE.replace("[", "[slow ")
     make_adapter(saved_model("llama_512")[0], adapter_dir / "slow", seed=7, target_modules=TARGETS["llama"])
     (adapter_dir / "slow" / "tokenizer_config.json").write_text(json.dumps({"chat_template": slow}))
-    body = {"messages": [{"role": "user", "content": "hello", "name": "n" * 6000}], "max_tokens": 8, "temperature": 0, "model": "mine"}
+    body = {"messages": [{"role": "user", "content": "linger", "name": "n" * 6000}], "max_tokens": 8, "temperature": 0, "model": "mine"}
 
     def answer() -> Any:
         response = server.post("/v1/chat/completions", **body)
