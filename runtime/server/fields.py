@@ -16,8 +16,10 @@ import msgspec
 
 from .errors import bad_request, invalid_value
 
-IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"})
-"""Fields of OpenAI clients that say nothing about the answer; accepted with any value."""
+IGNORED = frozenset({"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}) | {
+    *("cache_control", "user_profile_id", "workspace_id")  # of Anthropic's clients
+}
+"""Fields of clients that say nothing about the answer; accepted with any value."""
 
 NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
@@ -47,6 +49,10 @@ NOT_HONOURED: dict[str, tuple[Any, ...]] = {
     "output_config": (),
     "container": (),
     "mcp_servers": ([],),
+    "thread": (False,),
+    "speed": ("standard",),
+    "inference_geo": (),
+    "diagnostics": (),
     "beam_compat_pre_normalization": (False,),
     "beam_compat_no_post_normalization": (False,),
     "encoder_no_repeat_ngram": (0, 1),

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from friendli_runtime.engine import Engine
 from friendli_runtime.executor import load_executor
+from friendli_runtime.lora.registry import AdapterRegistry
 from friendli_runtime.server.app import AppOptions
 from friendli_runtime.tokenizer.chat_template import load_chat_template
 from server.conftest import TestServer, start
@@ -170,31 +171,45 @@ def test_without_a_folder_of_adapters_nobody_may_load(make_server: Callable[...,
     assert text_of(server, model="law")
 
 
-@pytest.mark.parametrize("num_cases", [25, pytest.param(2000, marks=pytest.mark.slow)])
-def test_adapters_are_loaded_listed_and_unloaded_as_the_document_promises(
-    make_server: Callable[..., TestServer], adapter_dir: Path, num_cases: int
+NUM_CASES = [25, pytest.param(2000, marks=pytest.mark.slow)]
+FOLDERS = ["law", "chat", "of-another-model", "nothing", "..", "law/../law"]
+KNOWN = {"name": ["mine", "law", "scripted", "a" * 128, "a" * 129], "folder": FOLDERS}
+
+
+@pytest.mark.parametrize("num_cases", NUM_CASES)
+@pytest.mark.parametrize("known", [None, KNOWN], ids=["any", "known"])
+def test_adapters_are_loaded_and_unloaded_as_the_document_promises(
+    make_server: Callable[..., TestServer], adapter_dir: Path, known: dict[str, list[Any]] | None, num_cases: int
 ) -> None:
-    """In generated cases and random bodies, many of which load or unload one."""
     server = make_server(adapter_dir)
     registry = server.engine.adapters
-
-    def unload_all() -> None:
-        for adapter in registry.loaded():
-            registry.unload(adapter.name)
-
-    def load_one() -> None:
-        if not registry.loaded():
-            registry.load("law", str(adapter_dir / "law"))
-
-    folders = ["law", "chat", "of-another-model", "nothing", "..", "law/../law"]
-    known = {"name": ["mine", "law", "scripted", "a" * 128, "a" * 129], "folder": folders}
-    check_operation(server, "/v1/adapters", num_cases, before=unload_all)
-    check_operation(server, "/v1/adapters", num_cases, known=known, before=unload_all)
-    document = server.client.get("/openapi.json").json()
-    fine = {"name": "mine", "folder": "law"}
-    check_random_bodies(server, document, "/v1/adapters", num_cases, seed=num_cases, fine=fine, before=unload_all)
+    check_operation(server, "/v1/adapters", num_cases, known=known, before=lambda: unload_all(registry))
+    names = None if known is None else {"name": ["law", "mine"]}
     for method, path in (("GET", "/v1/models/{name}"), ("DELETE", "/v1/adapters/{name}")):
-        check_operation(server, path, num_cases, method, before=load_one)
-        check_operation(server, path, num_cases, method, known={"name": ["law", "mine"]}, before=load_one)
-    for path in ("/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"):
-        check_random_bodies(server, document, path, num_cases, seed=1, fine={**FINE[path], "model": "law"}, before=load_one)
+        check_operation(server, path, num_cases, method, known=names, before=lambda: load_one(registry, adapter_dir))
+
+
+@pytest.mark.parametrize("num_bodies", NUM_CASES)
+@pytest.mark.parametrize("path", ["/v1/adapters", "/v1/completions", "/v1/chat/completions", "/v1/messages", "/v1/responses"])
+def test_random_bodies_that_load_or_use_an_adapter_never_fail(
+    make_server: Callable[..., TestServer], adapter_dir: Path, path: str, num_bodies: int
+) -> None:
+    server = make_server(adapter_dir)
+    registry = server.engine.adapters
+    document = server.client.get("/openapi.json").json()
+    if path == "/v1/adapters":
+        fine: dict[str, Any] = {"name": "mine", "folder": "law"}
+        check_random_bodies(server, document, path, num_bodies, seed=num_bodies, fine=fine, before=lambda: unload_all(registry))
+    else:
+        load_one(registry, adapter_dir)
+        check_random_bodies(server, document, path, num_bodies, seed=num_bodies, fine={**FINE[path], "model": "law"})
+
+
+def unload_all(registry: AdapterRegistry) -> None:
+    for adapter in registry.loaded():
+        registry.unload(adapter.name)
+
+
+def load_one(registry: AdapterRegistry, adapter_dir: Path) -> None:
+    if not registry.loaded():
+        registry.load("law", str(adapter_dir / "law"))

@@ -162,12 +162,20 @@ def test_who_waits_too_long_or_leaves_takes_the_prompts_along_and_one_too_many_i
     stop()
 
 
-@pytest.mark.parametrize("num_cases", [25, pytest.param(2000, marks=pytest.mark.slow)])
-def test_generated_cases_and_random_bodies_get_vectors_or_what_the_document_promises(embedding: TestServer, num_cases: int) -> None:
-    """Many of them get vectors."""
-    known = {"model": ["scripted", None], "dimensions": [0, 1, 8, 64, 65, None], "encoding_format": ["float", "base64", None]}
-    check_operation(embedding, "/v1/embeddings", num_cases)
+NUM_CASES = [25, pytest.param(2000, marks=pytest.mark.slow)]
+KNOWN = {"model": ["scripted", None], "dimensions": [0, 1, 8, 64, 65, None], "encoding_format": ["float", "base64", None]}
+
+
+@pytest.mark.parametrize("num_cases", NUM_CASES)
+@pytest.mark.parametrize("known", [None, KNOWN], ids=["any", "known"])
+def test_generated_cases_get_vectors_or_what_the_document_promises(
+    embedding: TestServer, known: dict[str, list[Any]] | None, num_cases: int
+) -> None:
     check_operation(embedding, "/v1/embeddings", num_cases, known=known)
+
+
+@pytest.mark.parametrize("num_cases", NUM_CASES)
+def test_random_bodies_get_vectors_or_what_the_document_promises(embedding: TestServer, num_cases: int) -> None:
     document = embedding.client.get("/openapi.json").json()
     check_random_bodies(embedding, document, "/v1/embeddings", num_cases, seed=num_cases, fine={"input": ["hi", "you"]})
 

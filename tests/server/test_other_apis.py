@@ -9,6 +9,7 @@ import anthropic
 import openai
 import pytest
 from friendli_runtime.errors import ConfigError
+from friendli_runtime.server import messages, responses
 from friendli_runtime.server.auth import ApiKeys
 from tools.templates import OPENS_THINKING
 
@@ -131,6 +132,16 @@ def test_a_message_has_its_format_after_the_reasoning(thinking: TestServer) -> N
         assert (answer == text) == (text in reply) and answer.startswith("{"), message
 
 
+def test_every_block_of_the_system_text_counts(thinking: TestServer) -> None:
+    def num_input_tokens(system: Any) -> int:
+        fields: Any = {"model": "scripted", "max_tokens": 100, "messages": ask("a</think>b"), "system": system}
+        usage = thinking.post("/v1/messages", **fields).json()["usage"]
+        return usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+    blocks = [{"type": "text", "text": text} for text in ("be brief", "and friendly")]
+    assert num_input_tokens(blocks) == num_input_tokens("be brief\nand friendly") > num_input_tokens(blocks[:1])
+
+
 def test_the_effort_of_a_message_reaches_the_template(thinking: TestServer) -> None:
     fields: Any = {"model": "scripted", "max_tokens": 100, "messages": ask("a</think>b")}
     usual, little = (
@@ -138,6 +149,33 @@ def test_the_effort_of_a_message_reaches_the_template(thinking: TestServer) -> N
         for effort in ("high", "minimal")
     )
     assert usual != little
+
+
+CALL_OF_BOTH = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+RESULT_OF_BOTH = {"role": "tool", "tool_call_id": "c1", "content": "2"}
+
+
+def test_earlier_messages_reach_the_chat_with_all_that_is_in_them() -> None:
+    answer = [
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        {"type": "text", "text": "so"},
+        {"type": "tool_use", "id": "c1", "name": "add", "input": {"a": 1}},
+    ]
+    turns = [
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "2"}]},
+    ]
+    request = messages.MessagesRequest(messages=[*ask("x"), *turns], max_tokens=5)
+    reasoned = {"role": "assistant", "content": "so", "tool_calls": [CALL_OF_BOTH], "reasoning_content": "hm"}
+    assert messages.chat_request(request, has_reasoning=True).messages == [*ask("x"), reasoned, RESULT_OF_BOTH]
+
+
+def test_earlier_items_reach_the_chat_with_all_that_is_in_them() -> None:
+    call = {"type": "function_call", "call_id": "c1", "name": "add", "arguments": {"a": 1}}
+    result = {"type": "function_call_output", "call_id": "c1", "output": "2"}
+    request = responses.ResponsesRequest(input=[*ask("x"), {"type": "reasoning", "summary": []}, call, result], instructions="be brief")
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL_OF_BOTH]}
+    assert responses.chat_request(request).messages == [{"role": "system", "content": "be brief"}, *ask("x"), called, RESULT_OF_BOTH]
 
 
 @pytest.mark.parametrize(
