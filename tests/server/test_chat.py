@@ -92,6 +92,7 @@ def test_a_conversation_with_tool_results_is_rendered(server: TestServer) -> Non
     [
         ({"role": "user", "content": "c", "name": "ann"}, "user c ann"),
         ({"role": "system", "content": "c", "name": "s"}, "system c s"),
+        ({"role": "developer", "content": "c"}, "system c "),
         ({"role": "tool", "content": "c", "tool_call_id": "7"}, "tool c id7"),
         ({"role": "assistant", "content": "c", "reasoning_content": "why"}, "assistant c why"),
         ({"role": "assistant", "content": "c", "reasoning": "why"}, "assistant c why"),
