@@ -38,7 +38,7 @@ def test_a_stream_has_one_chunk_per_token_then_the_end_then_usage(server: TestSe
     assert "".join(chunk["choices"][0]["text"] for chunk in tokens) == whole["choices"][0]["text"] == "hello 🙂 world"
     assert end["choices"][0]["text"] == "" and "token" not in end["choices"][0] and end["choices"][0]["finish_reason"] == "stop"
     assert usage["choices"] == [] and usage["usage"] == whole["usage"]
-    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert len({(chunk["id"], chunk["created"]) for chunk in chunks}) == 1
     assert all("usage" not in chunk for chunk in [*tokens, end])
 
 
