@@ -237,6 +237,12 @@ def test_text_that_looks_like_names_is_not_taken_for_them(babbling: TestServer) 
     assert babbling.post("/v1/completions", prompt=["x", '"x":', "[{"], max_tokens=1, logit_bias={}).status_code == 200
 
 
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_the_tokens_that_end_an_answer_are_those_of_the_request_and_of_the_model(babbling: TestServer, route: str) -> None:
+    assert length(ask(babbling, route, {"eos_token": [9], "logit_bias": {"9": 100.0}})) == 1
+    assert length(ask(babbling, route, {"eos_token": [9], "logit_bias": {"0": 30.0}})) == 1
+
+
 def test_echo_comes_first_in_a_stream(babbling: TestServer) -> None:
     whole = ask(babbling, "/v1/completions", {"echo": True, "n": 2})
     streamed = ask(babbling, "/v1/completions", {"echo": True, "n": 2, "stream": True})["frames"]
