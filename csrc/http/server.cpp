@@ -26,6 +26,7 @@ constexpr int64_t kStalledBytes = 64 << 10;        // unsent, from which on the 
 constexpr int64_t kResumedBytes = 16 << 10;        // … until no more than these are left
 constexpr int64_t kMinProgressBytes = 16 << 10;    // that a stalled client has to take in `write_stall_s`
 constexpr int64_t kSmallBodyBytes = 64 << 10;      // which a body may have however many others there are
+constexpr double kLongestS = 1e9;                  // of a deadline: for ever
 constexpr int64_t kTickNs = 50'000'000;            // deadlines are looked at no more often
 constexpr int64_t kAcceptPauseNs = 1'000'000'000;  // when there are too few descriptors
 constexpr uint64_t kListenerKey = 0;               // no connection has it, nor the next one
@@ -617,7 +618,7 @@ std::string_view Server::date() {
 // Deadlines -----------------------------------------------------------------------------------------------------------
 
 void Server::set_deadline(Connection& connection, double seconds) {
-  connection.deadline_ns = now_ns() + static_cast<int64_t>(seconds * 1e9);
+  connection.deadline_ns = now_ns() + static_cast<int64_t>(std::min(seconds, kLongestS) * 1e9);
   if (deadline_ns_ == 0 || connection.deadline_ns < deadline_ns_) {
     deadline_ns_ = connection.deadline_ns;
     set_alarm(deadline_ns_);

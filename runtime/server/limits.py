@@ -9,6 +9,9 @@ from difflib import get_close_matches
 from ..errors import ConfigError
 from ..structured.response_format import ConstraintLimits
 
+MAX_LIMIT = 2**53
+"""Of every limit: as good as none, and exact as a float."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -58,9 +61,9 @@ def limits_from(settings: Iterable[str]) -> Limits:
             near = get_close_matches(name, names, n=1)
             hint = (f"did you mean '{near[0]}'? " if near else "") + "the limits are " + ", ".join(names)
             raise ConfigError(f"there is no limit '{name}'", where="--limit", hint=hint)
-        if not value.isdecimal() or int(value) < 1:
+        if not value.isdecimal() or not 1 <= int(value[:20]) <= MAX_LIMIT:
             raise ConfigError(
-                f"limit '{name}' is '{value}', expected a positive whole number",
+                f"limit '{name}' is '{value[:40]}', expected a whole number from 1 to {MAX_LIMIT}",
                 where="--limit",
                 hint=f"for instance --limit {name}={getattr(Limits(), name)}",
             )

@@ -92,7 +92,11 @@ CHAT = BOTH | {
     "messages": ({}, [{"role": "user", "content": "another"}], differs),
     "chat_template_kwargs": ({}, {"suffix": " more words"}, differs),
     "max_completion_tokens": ({"max_tokens": ...}, 3, lambda plain, changed: length(changed) == 3),
-    "logprobs": ({}, True, lambda plain, changed: len(changed["logprobs"]["content"]) > 0),
+    "logprobs": (
+        {},
+        True,
+        lambda plain, changed: [entry["top_logprobs"] for entry in changed["logprobs"]["content"]] == [[]] * length(changed),
+    ),
     "top_logprobs": ({"logprobs": True}, 2, lambda plain, changed: len(changed["logprobs"]["content"][0]["top_logprobs"]) == 2),
 }
 COMPLETIONS = BOTH | {

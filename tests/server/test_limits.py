@@ -15,7 +15,7 @@ def test_settings_replace_defaults() -> None:
     assert (limits.max_n, limits.max_body_bytes, limits.max_stop) == (3, 1000, Limits().max_stop)
 
 
-@pytest.mark.parametrize("setting", ["max_m=3", "max_n", "max_n=", "max_n=-1", "max_n=0", "max_n=x", "max_n=1.5"])
+@pytest.mark.parametrize("setting", ["max_m=3", "max_n", "max_n=", "max_n=-1", "max_n=0", "max_n=x", "max_n=1.5", "max_n=" + "9" * 5000])
 def test_a_wrong_setting_is_refused(setting: str) -> None:
     with pytest.raises(ConfigError):
         limits_from([setting])

@@ -89,6 +89,12 @@ def test_requests_that_arrive_together_are_answered_in_order(server: TestServer)
         assert [text.split()[0] for text in texts] == ["long", "short", "last"]
 
 
+def test_times_without_end_are_no_times_in_the_past(make_server: Callable[..., TestServer]) -> None:
+    server = make_server(limits=Limits(header_timeout_s=2**53, keep_alive_s=2**53, body_timeout_s=2**53, write_stall_s=2**53))
+    head = POST + b"content-length: %d\r\n\r\n" % len(BODY)
+    assert statuses(exchanged(server, GET + b"\r\n" + GET + b"\r\n" + head, BODY, closes=False)) == [200] * 4
+
+
 def test_a_body_in_chunks_with_trailers_is_read(server: TestServer) -> None:
     chunks = b"".join(b"1;name=value\r\n%c\r\n" % byte for byte in BODY)
     head = POST + b"transfer-encoding: chunked\r\n\r\n"
