@@ -117,17 +117,17 @@ void BytePairEncoder::encode_other(std::string_view piece, const CutOther& cut_o
 }
 
 void BytePairEncoder::append_word(std::string_view word, std::vector<int32_t>& token_ids) {
-  auto known = known_words_.find(word);
-  if (known == known_words_.end()) {
-    std::vector<int32_t> ids = ids_of(word);
-    if (word.size() > kMaxWordBytes) {
-      token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+  const bool is_short = word.size() <= KnownWords::kMaxBytes;
+  const KnownWords::Key key = is_short ? KnownWords::key_of(word) : KnownWords::Key{};
+  if (is_short) {
+    if (const auto known = known_words_.find(key); !known.empty()) {
+      for (const int32_t id : known) token_ids.push_back(id);  // one or two, mostly
       return;
     }
-    if (known_words_.size() >= kMaxKnownWords) known_words_.clear();
-    known = known_words_.emplace(std::string(word), std::move(ids)).first;
   }
-  for (const int32_t id : known->second) token_ids.push_back(id);  // one or two, mostly
+  const std::vector<int32_t> ids = ids_of(word);
+  token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+  if (is_short) known_words_.add(key, ids);
 }
 
 std::vector<int32_t> BytePairEncoder::ids_of(std::string_view word) const {
@@ -140,7 +140,6 @@ std::vector<int32_t> BytePairEncoder::ids_of(std::string_view word) const {
   ids.reserve(word.size());
   for (const char c : word) ids.push_back(byte_ids_[static_cast<unsigned char>(c)]);
   word.size() <= kMaxWordBytes ? merge_short(ids) : merge_long(ids);
-  ids.shrink_to_fit();
   return ids;
 }
 

@@ -3,8 +3,8 @@
 //
 //   "<|user|>The café is"  ─▶  id of <|user|> · ids of "The" · ids of cut_other(" café") · ids of " is"
 //
-// Words and pieces that were encoded before are remembered, a bounded number of them. One thread at a time, but for
-// `cut_other`, during which another one may call `encode`.
+// Short words and pieces that were encoded before are remembered, a bounded number of them. One thread at a time, but
+// for `cut_other`, during which another one may call `encode`.
 #pragma once
 
 #include <array>
@@ -16,13 +16,13 @@
 #include <unordered_map>
 #include <vector>
 
+#include "tokenizer/known_words.h"
 #include "tokenizer/token_table.h"
 #include "tokenizer/vocabulary.h"
 #include "tokenizer/words.h"
 
 namespace fmo {
 
-inline constexpr size_t kMaxKnownWords = 4096;  // half a MB; merging one takes less than a microsecond
 inline constexpr size_t kMaxWordBytes = 64;
 inline constexpr size_t kMaxKnownPieces = 16384;  // less than 10 MB
 inline constexpr size_t kMaxPieceBytes = 96;
@@ -92,7 +92,7 @@ class BytePairEncoder {
   TokenTable first_tokens_{{}};
   TokenTable later_tokens_{{}};
   std::vector<Slot> slots_;  // open addressing, a power of two
-  KnownIds known_words_;
+  KnownWords known_words_;
   KnownIds known_pieces_;
 };
 

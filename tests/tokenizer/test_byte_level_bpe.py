@@ -170,6 +170,18 @@ def test_long_words_have_the_tokens_of_the_library() -> None:
             assert_same_ids(encoder, backend, text)
 
 
+def test_remembered_words_are_told_apart_whatever_their_bytes() -> None:
+    """Of every length around what is remembered, most of them many times, some in the place of others."""
+    backend = made(None)
+    encoder = encoder_of(backend)
+    rng = random.Random(11)
+    words = ["".join(rng.choices(letters, k=rng.randrange(1, 18))) for letters in ("ab", "\x00\x01", "aA") for _ in range(2000)]
+    ids = {word: backend.encode(word, add_special_tokens=False).ids for word in words}
+    for word in rng.choices(words, k=20_000):
+        assert encoder.encode(word, add_special_tokens=False) == ids[word], repr(word)
+    assert 100 < encoder._core.num_known_words <= 4096
+
+
 def test_what_is_remembered_is_bounded() -> None:
     encoder = encoder_of(made(None))
     encoder.encode("\u00e9" * 100, add_special_tokens=False)
