@@ -68,6 +68,21 @@ class ServedModel:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Who answers the requests of a path.
+
+    `is_tracked`: refused while draining; until it is answered, the server does not stop of its own accord. `is_counted`: in the metrics,
+    where an error answer is a response and a client that left gets none. `is_open`: it needs no API key.
+    """
+
+    method: str
+    handler: Handler
+    is_tracked: bool = False
+    is_counted: bool = False
+    is_open: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppOptions:
     """`request_timeout_s` 0: none. `api_keys` None: no authentication. `parse_reasoning`: unless a request says otherwise.
@@ -99,29 +114,38 @@ class App:
         self._pool = ThreadPoolExecutor(options.num_request_threads, "fmo-request")
         self._token_texts = TokenTexts(bridge.streams, model.tokenizer) if model.tokenizer is not None else None
         self._grammars = GrammarQueue(options.limits.max_waiting_grammars, options.limits.grammar_wait_s)
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/chat/completions": ("POST", self._tracked(self._chat, is_counted=True)),
-            "/v1/completions": ("POST", self._tracked(self._completions, is_counted=True)),
-            "/v1/messages": ("POST", self._tracked(self._messages, is_counted=True)),
-            "/v1/responses": ("POST", self._tracked(self._responses, is_counted=True)),
-            "/v1/embeddings": ("POST", self._tracked(self._embeddings, is_counted=True)),
-            "/v1/tokenize": ("POST", self._tracked(self._tokenize)),
-            "/v1/detokenize": ("POST", self._tracked(self._detokenize)),
-            "/v1/models": ("GET", self._models),
-            "/openapi.json": ("GET", self._openapi),
-            "/docs": ("GET", self._docs),
-            "/v1/adapters": ("POST", self._tracked(self._load_adapter)),
-        }
-        self._open_routes: dict[str, tuple[str, Handler]] = {
-            "/health": ("GET", self._ready),
-            "/health/ready": ("GET", self._ready),
-            "/health/live": ("GET", self._live),
+        self._routes = {
+            "/v1/chat/completions": Route("POST", self._chat, is_tracked=True, is_counted=True),
+            "/v1/completions": Route("POST", self._completions, is_tracked=True, is_counted=True),
+            "/v1/messages": Route("POST", self._messages, is_tracked=True, is_counted=True),
+            "/v1/responses": Route("POST", self._responses, is_tracked=True, is_counted=True),
+            "/v1/embeddings": Route("POST", self._embeddings, is_tracked=True, is_counted=True),
+            "/v1/tokenize": Route("POST", self._tokenize, is_tracked=True),
+            "/v1/detokenize": Route("POST", self._detokenize, is_tracked=True),
+            "/v1/models": Route("GET", self._models),
+            "/openapi.json": Route("GET", self._openapi),
+            "/docs": Route("GET", self._docs),
+            "/v1/adapters": Route("POST", self._load_adapter, is_tracked=True),
+            "/health": Route("GET", self._ready, is_open=True),
+            "/health/ready": Route("GET", self._ready, is_open=True),
+            "/health/live": Route("GET", self._live, is_open=True),
         }
 
     async def __call__(self, exchange: Exchange) -> None:
+        is_tracked = is_counted = False
         try:
-            await self._handler(exchange)(exchange)
+            route = self._route(exchange)
+            if route.is_tracked:
+                if self.is_draining:
+                    raise unavailable("the server is shutting down")
+                is_tracked = True
+                self.in_flight.add(exchange)
+            if route.is_counted:
+                is_counted = True
+                self.metrics.requests.add()
+            await route.handler(exchange)
         except ClientGone:
+            is_counted = False
             self.metrics.failures_by_cancel.add()
         except ApiError as error:
             send_error(exchange, error)
@@ -129,6 +153,12 @@ class App:
             incident = secrets.token_hex(8)
             _log.exception("internal error %s in %s", incident, exchange.path)
             send_error(exchange, ApiError(500, f"internal error {incident}; the server's log has the details", code="internal_error"))
+        finally:
+            if is_tracked:
+                self.in_flight.discard(exchange)
+                self._targets.release(exchange)
+            if is_counted:
+                self.metrics.responses.add()
 
     def refuse(self, exchange: Exchange) -> bool:
         """Answers 429 at once, before the body and without a task, to what would wait in a full queue; False: it is not refused.
@@ -183,26 +213,25 @@ class App:
             model.tokenizer, template, vocab_size, model.eos_token_ids, options.limits, parse_reasoning=options.parse_reasoning
         )
 
-    def _handler(self, exchange: Exchange) -> Handler:
+    def _route(self, exchange: Exchange) -> Route:
         path = exchange.path
-        method, handler = self._open_routes.get(path) or self._routes.get(path) or self._named_route(path)
-        if path not in self._open_routes:
+        route = self._routes.get(path) or self._named_route(path)
+        if route is None or not route.is_open:
             self._authenticate(exchange)
-        if handler is None:
+        if route is None:
             raise ApiError(404, f"there is no '{path[:128]}' here; the API is under /v1/", code="not_found")
-        if exchange.method != method:
-            raise ApiError(
-                405, f"{path} takes {method}, not {exchange.method}", code="method_not_allowed", headers=(("allow", method or ""),)
-            )
-        return handler
+        if exchange.method != route.method:
+            what = f"{path} takes {route.method}, not {exchange.method}"
+            raise ApiError(405, what, code="method_not_allowed", headers=(("allow", route.method),))
+        return route
 
-    def _named_route(self, path: str) -> tuple[str | None, Handler | None]:
+    def _named_route(self, path: str) -> Route | None:
         """Routes that end in the name of a model."""
         if path.startswith(_MODEL_ROUTE) and len(path) > len(_MODEL_ROUTE):
-            return "GET", self._model
+            return Route("GET", self._model)
         if path.startswith(_ADAPTER_ROUTE) and len(path) > len(_ADAPTER_ROUTE):
-            return "DELETE", self._tracked(self._unload_adapter)
-        return None, None
+            return Route("DELETE", self._unload_adapter, is_tracked=True)
+        return None
 
     def _authenticate(self, exchange: Exchange) -> None:
         if self.options.api_keys is None:
@@ -217,32 +246,6 @@ class App:
             )
 
     # Generation --------------------------------------------------------------------------------------------------------------------------
-
-    def _tracked(self, handler: Handler, *, is_counted: bool = False) -> Handler:
-        """`handler`, refused while draining; until it has answered, the server does not stop of its own accord.
-
-        `is_counted`: it is in the metrics; an error answer is a response, a client that left gets none.
-        """
-
-        async def tracked(exchange: Exchange) -> None:
-            if self.is_draining:
-                raise unavailable("the server is shutting down")
-            self.in_flight.add(exchange)
-            if is_counted:
-                self.metrics.requests.add()
-            is_gone = False
-            try:
-                await handler(exchange)
-            except ClientGone:
-                is_gone = True
-                raise
-            finally:
-                self.in_flight.discard(exchange)
-                self._targets.release(exchange)
-                if is_counted and not is_gone:
-                    self.metrics.responses.add()
-
-        return tracked
 
     async def _chat(self, exchange: Exchange) -> None:
         request, target, prompts = await self._prepared(exchange, ChatRequest, self._chat_prompts)

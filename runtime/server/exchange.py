@@ -1,6 +1,6 @@
 """One HTTP request and its answer, whole or in parts. Bytes only: what they mean is for `http` and `app`.
 
-    method, path, header() ─▶ await body() ─▶ answer(status, body)   or   begin(status) · write(data) … write(data, last=True)
+    method, path, header() ─▶ await arrival(), body() ─▶ answer(status, body)   or   begin(status) · write(data) … write(data, last=True)
 
 Nothing waits on writing: what the client has not taken stands in the connection's buffer. A listener hears when that is full and when it is
 empty again, and when the client is gone; a client that hardly takes anything for `write_stall_s` counts as gone.
@@ -72,13 +72,16 @@ class Exchange:
 
     # The request -------------------------------------------------------------------------------------------------------------------------
 
-    async def body(self) -> bytes:
-        """The whole body. Raises ApiError 400, 408, 413 or 503, ClientGone when the client leaves."""
+    def arrival(self) -> Waiter | None:
+        """To be awaited before `body` is asked for; None: it need not be."""
         if self._body is None and self._failure is None:
             self._body = self._server.core.take_body(self._id)
             if self._body is None:
                 self._waiter = Waiter()
-                await self._waiter
+        return self._waiter
+
+    def body(self) -> bytes:
+        """The whole body, once it has arrived. Raises ApiError 400, 408, 413 or 503, ClientGone when the client has left."""
         if self._failure is not None:
             raise self._failure
         if not isinstance(self._body, bytes):

@@ -33,7 +33,9 @@ async def read_request(exchange: Exchange, limits: Limits, kind: type[Request]) 
     """The body as a request. Raises ApiError 400, 408, 413, 415 or 422, ClientGone when the client leaves."""
     if exchange.header(b"content-encoding") not in (None, b"identity"):
         raise ApiError(415, "compressed bodies are not accepted; send the JSON as it is", code="unsupported_encoding")
-    return parse_request(await exchange.body(), limits, kind)
+    if (arrival := exchange.arrival()) is not None:
+        await arrival
+    return parse_request(exchange.body(), limits, kind)
 
 
 def parse_request(body: bytes, limits: Limits, kind: type[Request]) -> Request:

@@ -15,6 +15,8 @@ from typing import Any
 from jinja2 import TemplateError, meta, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.filters import do_trim
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..errors import ConfigError
@@ -37,6 +39,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: dict[str, str], *, where: str = "chat template") -> None:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols])
         environment.filters["tojson"] = _tojson
+        environment.filters["trim"] = _trim
         environment.globals["raise_exception"] = _raise_exception
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
@@ -47,9 +50,12 @@ class ChatTemplate:
                 where=f"{where}, line {error.lineno}",
                 hint="fix the template in the checkpoint and compile again",
             ) from None
-        self._constants = {**self._template.globals, **special_tokens, "documents": None}
+        self._constants = {**self._template.globals, **special_tokens, **dict.fromkeys(("documents", "messages", "tools"))}
         self.source = source
-        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        tree = environment.parse(source)
+        self._leaves_context = not any(tree.find(kind) for kind in (nodes.Block, nodes.Extends, nodes.EvalContextModifier))
+        self._spare_contexts: list[Context] = []
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
         """Names that the template reads, those that the server sets among them."""
 
     def render(
@@ -61,18 +67,18 @@ class ChatTemplate:
         variables: dict[str, Any] | None = None,
     ) -> str:
         """The prompt text. Raises ChatTemplateError when the template refuses the messages, fails on them or writes too much."""
-        given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+        given = self._constants.copy()
+        given["messages"], given["tools"], given["add_generation_prompt"] = messages, tools, add_generation_prompt
         if variables:
             shadowed = RESERVED_NAMES.intersection(variables)
             if shadowed:
                 raise ChatTemplateError(f"template variable '{min(shadowed)}' is set by the server")
             given |= variables
-        template, environment = self._template, self._template.environment
-        context = environment.context_class(environment, self._constants | given, template.name, template.blocks)
+        context = self._context_of(given)
         parts: list[str] = []
         num_chars = 0
         try:
-            for part in template.root_render_func(context):  # `generate` without its wrappers
+            for part in self._template.root_render_func(context):  # `generate` without its wrappers
                 num_chars += len(part)
                 if num_chars > MAX_PROMPT_CHARS:
                     raise ChatTemplateError(f"the rendered prompt is longer than {MAX_PROMPT_CHARS} characters")
@@ -85,7 +91,25 @@ class ChatTemplate:
             if isinstance(error, ChatTemplateError):
                 raise
             raise ChatTemplateError(f"the chat template failed on the messages: {type(error).__name__}: {error}") from None
+        if self._leaves_context:
+            self._give_back(context)
         return "".join(parts)
+
+    def _context_of(self, given: dict[str, Any]) -> Context:
+        """A context that no template has seen, or that is as good: making one takes longer than what most templates do with it."""
+        try:
+            context = self._spare_contexts.pop()
+        except IndexError:
+            template = self._template
+            return template.environment.context_class(template.environment, given, template.name, template.blocks)
+        context.parent = given
+        return context
+
+    def _give_back(self, context: Context) -> None:
+        context.parent = self._constants
+        context.vars.clear()
+        context.exported_vars.clear()
+        self._spare_contexts.append(context)
 
 
 def load_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
@@ -161,6 +185,11 @@ class _GenerationBlock(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+
+def _trim(value: Any, chars: str | None = None) -> str:
+    """Jinja's, without a call for what is a text already."""
+    return value.strip(chars) if type(value) is str else do_trim(value, chars)
 
 
 def _raise_exception(message: str) -> None:

@@ -19,10 +19,10 @@ def document(server: TestServer) -> dict[str, Any]:
 
 def test_every_route_is_in_the_document(server: TestServer, document: dict[str, Any]) -> None:
     unlisted = {"/openapi.json", "/docs", f"/v1/models/{server.app.model.name}"}
-    routes = {path: method for table in (server.app._routes, server.app._open_routes) for path, (method, _) in table.items()}
+    routes = {path: route.method for path, route in server.app._routes.items()}
     listed = {path: method.upper() for path, methods in document["paths"].items() for method in methods}
     for path in ("/v1/models/{name}", "/v1/adapters/{name}"):
-        assert server.app._named_route(path)[0] == listed.pop(path)
+        assert server.app._named_route(path).method == listed.pop(path)
     assert listed == {path: method for path, method in routes.items() if path not in unlisted}
 
 

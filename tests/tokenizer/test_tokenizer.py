@@ -1,5 +1,6 @@
 """Loading a tokenizer folder: the same ids and prompts as transformers gives, and clear refusals."""
 
+import contextlib
 import json
 import random
 import re
@@ -224,3 +225,25 @@ def test_a_client_that_sends_ever_new_words_does_not_fill_the_memory() -> None:
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
     _, second_kb, third_kb = map(int, result.stdout.split())
     assert third_kb - second_kb < 2048
+
+
+def test_a_template_finds_nothing_of_an_earlier_rendering() -> None:
+    """Whatever it sets, exports, defines or escapes; contexts are used again."""
+    tell = "{{ a }}|{{ shown }}|{{ tools }}|{{ messages | length }}"
+    sets = "{% set a = 'set' %}{% macro m(x) %}{{ x }}{{ bos_token }}{% endmacro %}"
+    sets += "{% set ns = namespace(b=1) %}{% set ns.b = 2 %}{{ m(ns.b) }}"
+    block = "{% block b %}{{ shown }}{% endblock %}{% autoescape true %}{{ '<' }}{% endautoescape %}{{ '<' }}"
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "x"}]
+    fails = "{% if shown %}{% set a = 1 %}{{ raise_exception('no') }}{% endif %}"
+    for source in (tell, tell + sets, sets + tell, tell + block, fails + tell):
+        template = ChatTemplate(source, {"bos_token": "<s>"})
+        first = template.render(messages)
+        for _ in range(3):
+            with contextlib.suppress(ChatTemplateError):
+                template.render(messages * 2, tools=[{"a": 1}], variables={"shown": "yes"})
+            assert template.render(messages) == first == ChatTemplate(source, {"bos_token": "<s>"}).render(messages), source
+
+
+def test_trimming_is_the_one_of_jinja() -> None:
+    template = ChatTemplate("[{{ ' a ' | trim }}][{{ 'xax' | trim('x') }}][{{ 5 | trim }}][{{ none | trim }}][{{ nothing | trim }}]", {})
+    assert template.render([]) == "[a][a][5][None][]"
