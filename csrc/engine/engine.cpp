@@ -221,6 +221,7 @@ void Engine::finish_step() {
       wait_for_mask(chunk);
       continue;
     }
+    if (has_sample) note_row(sequence, *first_sample);
     scheduler_.mark_computed(sequence, chunk.num_tokens);
     if (has_sample) take_samples(chunk, logits_.data + logits_.stride * first_sampled_row, *first_sample);
   }
@@ -357,8 +358,7 @@ bool Engine::take_scores(Sequence& sequence, std::span<SampleJob> jobs) {
   Request& request = *sequence.request;
   for (SampleJob& job : jobs) {
     SampleResult& result = job.result;
-    counters_.num_bad_rows += result.is_bad_row;
-    sequence.has_bad_rows |= result.is_bad_row;
+    note_row(sequence, result);
     if (!result.error.empty() && !options_.ignores_bad_scores) {
       end_without_token(sequence, FinishReason::error,
                         std::string(result.error) + " (prompt token " + std::to_string(request.num_scored + 1) + ")");
@@ -371,6 +371,11 @@ bool Engine::take_scores(Sequence& sequence, std::span<SampleJob> jobs) {
   return true;
 }
 
+void Engine::note_row(Sequence& sequence, const SampleResult& result) {
+  counters_.num_bad_rows += result.is_bad_row;
+  sequence.has_bad_rows |= result.is_bad_row;
+}
+
 // The first row gives a token in any case; each further one only if its guess was the token before.
 void Engine::take_samples(const Chunk& chunk, const float* logits, const SampleResult& first) {
   Sequence& sequence = *chunk.sequence;
@@ -379,8 +384,9 @@ void Engine::take_samples(const Chunk& chunk, const float* logits, const SampleR
   int64_t num_accepted = 0;
   while (num_accepted < chunk.num_proposed && sequence.state == SequenceState::running &&
          sequence.tokens.back() == sequence.proposer.proposed()[static_cast<size_t>(num_accepted)]) {
-    scheduler_.mark_computed(sequence, 1);
     samplers_[0].sample(sample_input(sequence, logits + ++num_accepted * logits_.stride), further_sample_);
+    note_row(sequence, further_sample_);
+    scheduler_.mark_computed(sequence, 1);
     take_sample(sequence, further_sample_);
   }
   sequence.proposer.note_outcome(num_accepted, chunk.num_proposed, sequence.num_tokens());
@@ -403,8 +409,6 @@ SampleInput Engine::sample_input(const Sequence& sequence, const float* logits) 
 
 void Engine::take_sample(Sequence& sequence, const SampleResult& sample) {
   const Request& request = *sequence.request;
-  counters_.num_bad_rows += sample.is_bad_row;
-  sequence.has_bad_rows |= sample.is_bad_row;
   if (!sample.error.empty()) {
     if (sample.is_bad_row && options_.ignores_bad_scores) return end_without_token(sequence, FinishReason::stop, {});
     end_without_token(

@@ -145,6 +145,7 @@ class Engine {
   void add_job(const Sequence& sequence, int64_t logit_row, std::optional<int32_t> next_prompt_token);
   void sample_rows();
   void sample_jobs(int thread);
+  void note_row(Sequence& sequence, const SampleResult& result);
   bool take_scores(Sequence& sequence, std::span<SampleJob> jobs);
   void take_samples(const Chunk& chunk, const float* logits, const SampleResult& first);
   void take_sample(Sequence& sequence, const SampleResult& sample);

@@ -239,7 +239,6 @@ void Scheduler::finish(Sequence& sequence, bool is_sound) {
   if (sequence.state == SequenceState::finished) return;
   if (sequence.state == SequenceState::running) {
     remove_running(sequence);
-    if (!is_sound) forget_own_blocks(sequence);
     release_blocks(sequence, is_sound);
   } else {
     waiting_.erase(&sequence);
@@ -250,6 +249,7 @@ void Scheduler::finish(Sequence& sequence, bool is_sound) {
 }
 
 void Scheduler::publish_full_blocks(Sequence& sequence) {
+  if (sequence.has_bad_rows) return;  // nothing from the step of the first on
   const auto block_size = static_cast<size_t>(options_.block_size);
   const std::span<const int32_t> tokens(sequence.tokens);
   while ((sequence.num_published + 1) * options_.block_size <= sequence.num_computed) {
@@ -272,9 +272,10 @@ void Scheduler::forget_own_blocks(const Sequence& sequence) {
 }
 
 // From the last to the first, so that no block is left without the ones before it.
-void Scheduler::release_blocks(Sequence& sequence, bool keeps_tail) {
+void Scheduler::release_blocks(Sequence& sequence, bool is_sound) {
+  if (!is_sound) forget_own_blocks(sequence);
   const int64_t num_full_tokens = sequence.num_published * options_.block_size;
-  if (keeps_tail && sequence.num_computed > num_full_tokens) {
+  if (is_sound && sequence.num_computed > num_full_tokens) {
     const auto tail = std::span<const int32_t>(sequence.tokens)
                           .subspan(static_cast<size_t>(num_full_tokens),
                                    static_cast<size_t>(sequence.num_computed - num_full_tokens));
@@ -305,7 +306,7 @@ void Scheduler::check_invariants() const {
     require(sequence->state == SequenceState::running, "a sequence in the running list is not running");
     require(sequence->num_computed <= static_cast<int64_t>(blocks.size()) * options_.block_size,
             "a sequence has more computed tokens than its blocks hold");
-    require(sequence->num_published == sequence->num_computed / options_.block_size,
+    require(sequence->num_published == sequence->num_computed / options_.block_size || sequence->has_bad_rows,
             "a full block of a running sequence is not published");
     for (int64_t idx = 0; idx < static_cast<int64_t>(blocks.size()); ++idx) {
       const int32_t block = blocks[static_cast<size_t>(idx)];

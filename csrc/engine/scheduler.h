@@ -73,7 +73,8 @@ class Scheduler {
   std::span<const Chunk> schedule();
   // The copies that `schedule` asks for, also when there are no chunks; valid as long as those.
   std::span<const BlockCopy> block_copies() const { return block_copies_; }
-  // The next tokens of the sequence are in the KV cache now.
+  // The next tokens of the sequence are in the KV cache now. With bad rows they are for the sequence alone: whether it
+  // has any must be known before.
   void mark_computed(Sequence& sequence, int64_t num_tokens);
   // Waiting or running → finished: gives its blocks back at once. `is_sound` false: what it alone computed is not kept
   // in the prefix cache.
@@ -111,7 +112,7 @@ class Scheduler {
   void preempt(Sequence& sequence);
   void publish_full_blocks(Sequence& sequence);
   void forget_own_blocks(const Sequence& sequence);
-  void release_blocks(Sequence& sequence, bool keeps_tail);
+  void release_blocks(Sequence& sequence, bool is_sound);
   void remove_running(Sequence& sequence);
   int32_t last_published(const Sequence& sequence) const;
 

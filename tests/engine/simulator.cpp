@@ -115,7 +115,8 @@ struct Sample {
   bool must_be_cancelled = false;  // by the end of this step
   bool must_fail = false;          // the model threw while it was in the batch, or it was told so
   bool waits_for_mask = false;
-  int64_t num_cached = -1;  // tokens that it did not compute when it first ran
+  int64_t num_cached = -1;                                 // tokens that it did not compute when it first ran
+  int64_t bad_step = std::numeric_limits<int64_t>::max();  // in which it first sampled a row with a NaN
 };
 
 struct Asked {
@@ -141,6 +142,7 @@ struct Expected {
   FinishReason reason = FinishReason::none;
   float logprob = 0.0f;
   std::vector<std::pair<int32_t, float>> top_logprobs;
+  bool is_bad = false;
 };
 
 // ---- one seed ----
@@ -235,6 +237,7 @@ class Simulation {
     int32_t content = -1;
     Scope scope;
     int64_t step = -1;
+    const Sample* writer = nullptr;
   };
   struct DueMask {
     int64_t step;
@@ -490,6 +493,8 @@ class Simulation {
       const Cell& cell = cell_of(position);
       require(cell.scope == scope, "a sequence reads what another tenant or adapter has computed");
       require(cell.step < step_, "a sequence reads what is being computed");
+      require(cell.writer == &sample || cell.step < cell.writer->bad_step,
+              "a sequence reads what another one has computed in or after the step of its NaN");
       require(cell.content == content_at(position), "a sequence reads what belongs to another token");
       hash = with_content(hash, cell.content);
     }
@@ -498,7 +503,7 @@ class Simulation {
       require(batch.position_ids[row] == position, "a row has the wrong position");
       const float* embedding = batch.embeddings == nullptr ? nullptr : batch.embeddings[row];
       const int32_t content = embedding == nullptr ? batch.input_ids[row] : content_of(embedding);
-      cell_of(position) = {content, scope, step_};
+      cell_of(position) = {content, scope, step_, &sample};
       hash = with_content(hash, content);
       if (num_logits == batch.num_logits || batch.logit_rows[num_logits] != row) continue;
       fill_logits(hash, batch.input_ids[row], setting_.model, logits_.data() + kVocabSize * num_logits++);
@@ -563,15 +568,16 @@ class Simulation {
     if (asked.params.is_constrained) input.allowed_bits = mask;
     const auto num_nan = std::ranges::count_if(logits, [](float logit) { return std::isnan(logit); });
     const bool ignores = setting_.engine.ignores_bad_scores;
-    if (num_nan > 0 && !ignores) return {std::nullopt, FinishReason::error};
-    if (num_nan == kVocabSize) return {std::nullopt, FinishReason::stop};
+    const bool is_bad = num_nan > 0;
+    if (is_bad && !ignores) return {std::nullopt, FinishReason::error, 0.0f, {}, is_bad};
+    if (num_nan == kVocabSize) return {std::nullopt, FinishReason::stop, 0.0f, {}, is_bad};
     std::ranges::replace_if(
         logits, [](float logit) { return std::isnan(logit); }, -std::numeric_limits<float>::infinity());
     fmo::SampleResult result;
     sampler_.sample(input, result);
-    if (!result.error.empty()) return {std::nullopt, FinishReason::error};
+    if (!result.error.empty()) return {std::nullopt, FinishReason::error, 0.0f, {}, is_bad};
     tokens.push_back(result.token_id);
-    return {result.token_id, expected_end(asked, tokens), result.logprob, result.top_logprobs};
+    return {result.token_id, expected_end(asked, tokens), result.logprob, result.top_logprobs, is_bad};
   }
 
   FinishReason expected_end(const Asked& asked, const std::vector<int32_t>& tokens) const {
@@ -611,6 +617,7 @@ class Simulation {
     } else {
       require(!sample.must_fail, name + " went on although the model failed");
       const Expected expected = expected_next(asked, sample, event.sample_idx);
+      if (expected.is_bad) sample.bad_step = std::min(sample.bad_step, step_);
       require(event.token_id == expected.token_id, name + " got another token than alone");
       require(event.finish_reason == expected.reason, name + " ended for another reason than alone, or did not");
       const bool has_logprob = event.token_id && asked.params.num_logprobs;

@@ -59,9 +59,7 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
             )
         ]
     },
-    "a finished sample keeps its blocks": {
-        "scheduler.cpp": [("if (!is_sound) forget_own_blocks(sequence);\n    release_blocks(sequence, is_sound);", "")]
-    },
+    "a finished sample keeps its blocks": {"scheduler.cpp": [("    release_blocks(sequence, is_sound);\n  } else {", "  } else {")]},
     "a block is known before it is full": {
         "scheduler.cpp": [
             ("(sequence.num_published + 1) * options_.block_size <=", "(sequence.num_published + 1) * options_.block_size - 1 <=")
@@ -107,6 +105,16 @@ PLANTS: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "guesses pass the limit of tokens": {
         "scheduler.cpp": [("std::min(limit, sequence.request->max_total_len - sequence.num_tokens() - 1)", "limit")]
+    },
+    "blocks with a NaN are known to others": {"scheduler.cpp": [("  if (sequence.has_bad_rows) return;", "")]},
+    "blocks are known before a NaN is seen": {
+        "engine.cpp": [
+            (
+                "    if (has_sample) note_row(sequence, *first_sample);\n    scheduler_.mark_computed(sequence, chunk.num_tokens);",
+                "    scheduler_.mark_computed(sequence, chunk.num_tokens);\n    if (has_sample) note_row(sequence, *first_sample);",
+            )
+        ],
+        "scheduler.cpp": [("  if (!is_sound) forget_own_blocks(sequence);\n", "")],
     },
     "a NaN gives a token": {"sampler.cpp": [("result.is_bad_row = raw_max.has_nan ||", "result.is_bad_row =")]},
     "the queue holds one more": {
