@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from friendli_runtime._core import TokenStreams
-from friendli_runtime.engine import EngineStopped, QueueFull, Sink, TokenOutput
+from friendli_runtime.engine import EngineStopped, PromptScores, QueueFull, Sink, TokenOutput
 from friendli_runtime.lora.registry import LoadedAdapter
 from friendli_runtime.sampling import SamplingParams
 from friendli_runtime.structured.errors import ConstraintFailed
@@ -35,6 +35,7 @@ class _Sample:
     params: SamplingParams
     limit: int
     sink: Sink
+    prompt_ids: Sequence[int]
     masks: Masks | None = None
     mask: bytes = b""
     num_done: int = 0
@@ -104,7 +105,9 @@ class ScriptedEngine:
             limit = params.output_limit(self.max_context_len, len(prompt_ids))
             for sample_idx in range(params.n):
                 masks = (constraint.sample(), constraint.first_mask) if constraint is not None else (None, b"")
-                self._samples.append(_Sample(self._next_id, sample_idx, self._script(prompt_ids, params), params, limit, sink, *masks))
+                self._samples.append(
+                    _Sample(self._next_id, sample_idx, self._script(prompt_ids, params), params, limit, sink, prompt_ids, *masks)
+                )
             self._changed.notify()
             return self._next_id
 
@@ -203,7 +206,13 @@ class ScriptedEngine:
                 return TokenOutput(sample.sample_idx, None, None, None, "error", f"{CONSTRAINT_ERROR}{error}", 0)
         asked = sample.params.logprobs
         top = None if asked is None else [(token_id, -0.5), ((token_id + 1) % self.vocab_size, -1.5)][:asked]
-        return TokenOutput(sample.sample_idx, token_id, None if asked is None else -0.5, top, reason, None, 0)
+        scores = self._prompt_scores(sample) if sample.sample_idx == 0 and sample.num_done == 1 else None
+        return TokenOutput(sample.sample_idx, token_id, None if asked is None else -0.5, top, reason, None, 0, scores)
+
+    def _prompt_scores(self, sample: _Sample) -> PromptScores | None:
+        """Every token of the prompt was expected."""
+        asked = sample.params.prompt_logprobs
+        return None if asked is None else [(-0.25, [(token_id, -0.25)][:asked]) for token_id in sample.prompt_ids[1:]]
 
     def _allowed(self, sample: _Sample, token_id: int) -> int:
         bits = int.from_bytes(sample.mask, "little")
@@ -211,4 +220,4 @@ class ScriptedEngine:
 
 
 def _plain_token(output: TokenOutput) -> int | None:
-    return output.token_id if output.finish_reason is None and output.logprob is None else None
+    return output.token_id if output.finish_reason is None and output.logprob is None and output.prompt_logprobs is None else None
