@@ -115,7 +115,7 @@ class ChatReader:
 
     def choice(self, sample_idx: int) -> Choice:
         """What was read of a sample so far."""
-        return self._choices.setdefault(sample_idx, Choice(self.reading))
+        return self._choices.setdefault(sample_idx, Choice.of(self.reading))
 
 
 @contextmanager

@@ -161,11 +161,9 @@ class ChatAnswer:
         self._id, self._model, self._tokenizer = f"chatcmpl-{answer_id}", model, tokenizer
         self._with_logprobs = with_logprobs
         self._new_call_id = new_call_id
-        reading = reading_of(generation)
         self._created = int(time.time())
-        num_samples = generation.num_samples
-        self._choices = [Choice(reading) for _ in range(num_samples)]
-        self._text_frames: list[tuple[bytes, bytes] | None] = [None] * num_samples
+        self._choices = list(map(Choice.of, [reading_of(generation)] * generation.num_samples))
+        self._text_frames: dict[int, tuple[bytes, bytes]] = {}  # by choice
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
         """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are events already."""
@@ -200,7 +198,7 @@ class ChatAnswer:
 
     def _frame_of_text(self, choice_idx: int) -> tuple[bytes, bytes]:
         """What stands around a piece of text: the same for every piece."""
-        frame = self._text_frames[choice_idx]
+        frame = self._text_frames.get(choice_idx)
         if frame is None:
             mark = f"content of {self._id}"
             frame = self._text_frames[choice_idx] = event_around(mark, self._chunk(choice_idx, {"content": mark}, None, []))
@@ -221,7 +219,10 @@ class ChatAnswer:
             choice.logprobs.extend(map(self._logprob, delta.logprobs))
 
     def whole(self) -> ChatCompletion:
-        choices = [self._whole_choice(i, choice) for i, choice in enumerate(self._choices) if choice.finish_reason is not None]
+        choices = []
+        for i, choice in enumerate(self._choices):  # a comprehension costs as much as the rest of this
+            if choice.finish_reason is not None:
+                choices.append(self._whole_choice(i, choice))
         return ChatCompletion(self._id, "chat.completion", self._created, self._model, choices, self._generation.usage.as_json())
 
     def _whole_choice(self, index: int, choice: Choice) -> ChatChoice:

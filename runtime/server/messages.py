@@ -169,7 +169,7 @@ class MessagesAnswer:
         self._generation = generation
         self._id, self._model = f"msg_{answer_id}", model
         self._new_call_id = new_call_id
-        self._choice = Choice(reading_of(generation))
+        self._choice = Choice.of(reading_of(generation))
         self._is_started = False
         self._num_blocks = 0
         self._open_kind = ""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from ..tokenizer.sample_text import TextDelta
 from ..tools.forms import AnswerReader, ReadOptions
 from ..tools.parser import AnswerPiece, CallDelta
@@ -23,21 +25,24 @@ def reading_of(generation: Generation) -> ReadOptions:
     return reading
 
 
-class Choice:
+class Choice(msgspec.Struct, eq=False):
     """`read` each delta; `collect` what it gave when the answer is wanted as a whole. `is_plain`: every text from here on is content."""
 
-    __slots__ = ("_reader", "calls", "content", "finish_reason", "has_role", "is_plain", "logprobs", "reasoning", "stop_string")
+    _reader: AnswerReader | None
+    is_plain: bool
+    has_role: bool = False
+    reasoning: list[str] = []
+    content: list[str] = []
+    calls: list[CallDelta] = []
+    logprobs: list[dict[str, Any]] = []
+    finish_reason: str | None = None
+    stop_string: str | None = None
 
-    def __init__(self, reading: ReadOptions) -> None:
-        self._reader = AnswerReader(reading) if reading.splits_reasoning or reading.functions else None
-        self.is_plain = self._reader is None or self._reader.is_plain
-        self.has_role = False
-        self.reasoning: list[str] = []
-        self.content: list[str] = []
-        self.calls: list[CallDelta] = []
-        self.logprobs: list[dict[str, Any]] = []
-        self.finish_reason: str | None = None
-        self.stop_string: str | None = None
+    @staticmethod
+    def of(reading: ReadOptions) -> Choice:
+        """One of which nothing has been read."""
+        reader = AnswerReader(reading) if reading.splits_reasoning or reading.functions else None
+        return Choice(reader, reader is None or reader.is_plain)
 
     def read(self, delta: TextDelta, usage: Usage) -> AnswerPiece:
         """What a delta adds; the last one sets the finish reason: `stop`, `length` or `tool_calls`."""

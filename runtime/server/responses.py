@@ -143,7 +143,7 @@ class ResponsesAnswer:
         self._generation = generation
         self._id, self._model, self._request = answer_id, model, request
         self._new_call_id = new_call_id
-        self._choice = Choice(reading_of(generation))
+        self._choice = Choice.of(reading_of(generation))
         self._created = int(time.time())
         self._items: list[dict[str, Any]] = []
         self._num_events = 0

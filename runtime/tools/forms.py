@@ -92,7 +92,8 @@ class ReadOptions:
     """How the answers of one request are read. `functions` {}: no calls. `is_open`: the prompt has opened the reasoning.
 
     `splits_reasoning`: it is taken out of the content; `gives_reasoning`: and given out. `begun`: of answers in channels, what the prompt
-    has written of the first message.
+    has written of the first message. `shown_ids`: special tokens that are part of the text. `has_headers`: the text of the model holds
+    headers that are taken out of it, in which no stop string may count.
     """
 
     forms: AnswerForms
@@ -102,14 +103,13 @@ class ReadOptions:
     gives_reasoning: bool = False
     begun: str = ""
 
-    @property
-    def shown_ids(self) -> frozenset[int]:
-        return self.forms.shown_ids if self.functions or self.splits_reasoning or self.forms.channels is not None else frozenset()
+    shown_ids: frozenset[int] = field(init=False)
+    has_headers: bool = field(init=False)
 
-    @property
-    def has_headers(self) -> bool:
-        """Whether the text of the model holds headers that are taken out of it, in which no stop string may count."""
-        return self.forms.channels is not None and self.splits_reasoning
+    def __post_init__(self) -> None:
+        has_parsers = bool(self.functions) or self.splits_reasoning or self.forms.channels is not None
+        self.shown_ids = self.forms.shown_ids if has_parsers else frozenset()
+        self.has_headers = self.forms.channels is not None and self.splits_reasoning
 
     def is_in_content(self, text: str) -> bool:
         """Whether `text`, of an answer in channels, ends within content."""
