@@ -230,6 +230,18 @@ def test_bad_tools_are_refused_by_name(hermes: TestServer, status: int, param: s
     assert (response.status_code, response.json()["error"]["param"]) == (status, param), response.text
 
 
+def test_all_of_a_tool_reaches_the_template(hermes: TestServer) -> None:
+    def num_prompt_tokens(**function: Any) -> int:
+        tools = [{"type": "function", "function": {"name": "f", **function}}]
+        return hermes.post("/v1/chat/completions", messages=[{"role": "user", "content": "[[a]]"}], tools=tools).json()["usage"][
+            "prompt_tokens"
+        ]
+
+    parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "what"}}}
+    counts = [num_prompt_tokens(), num_prompt_tokens(description="does much"), num_prompt_tokens(parameters=parameters)]
+    assert len({*counts}) == 3 and min(counts) == counts[0]
+
+
 def test_a_template_without_calls_refuses_tools(server: TestServer) -> None:
     response = server.post(CHAT, messages=[{"role": "user", "content": "[[x]]"}], tools=TOOLS)
     assert response.status_code == 422 and response.json()["error"]["param"] == "tools"
