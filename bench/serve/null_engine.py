@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator, Sequence
-from itertools import chain, cycle, islice, repeat
+from itertools import cycle, islice
 
 from friendli_runtime._core import TokenStreams
 from friendli_runtime.engine import Sink, TokenOutput
@@ -32,6 +32,7 @@ class NullEngine:
         self._script, self._step_s = script, step_s
         self._sinks: dict[int, Sink] = {}
         self._tokens: dict[int, Iterator[int | None]] = {}  # of each request, None for the last one
+        self._answers: dict[int, tuple[int | None, ...]] = {}  # by their length
         self._next_id = 0
         self._is_stepping = False
 
@@ -47,7 +48,9 @@ class NullEngine:
         self._next_id += 1
         limit = params.output_limit(self.max_context_len, len(prompt_ids))
         self._sinks[self._next_id] = sink
-        self._tokens[self._next_id] = chain(islice(cycle(self._script), limit - 1), repeat(None))
+        if limit not in self._answers:
+            self._answers[limit] = (*islice(cycle(self._script), limit - 1), None)
+        self._tokens[self._next_id] = iter(self._answers[limit])
         if not self._is_stepping:
             self._is_stepping = True
             self._wake()
