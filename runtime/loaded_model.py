@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -125,6 +126,8 @@ def open_model(path: str | Path, options: EngineOptions, text: TextOptions, *, h
     with ThreadPoolExecutor(1, "fmo-load-text") as pool:
         texts = pool.submit(_load_text, artifact, text)
         engine = _open_engine(artifact, options, num_blocks, has_dispatcher)
+        if artifact.tokenizer_folder is not None:  # while the other thread reads the vocabulary, for which it needs no GIL
+            import_module(".tokenizer.chat_template", __package__)
         tokenizer, template = texts.result()
     verification.wait()
     _load_adapters(engine, artifact.name, tokenizer, options.adapters)
@@ -186,10 +189,11 @@ def _load_text(artifact: Artifact, options: TextOptions) -> tuple[Tokenizer | No
         )
     if folder is None:
         return None, None
-    from .tokenizer.chat_template import load_chat_template, read_chat_template
     from .tokenizer.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(folder, add_special_tokens=options.add_special_tokens, skip_special_tokens=options.skip_special_tokens)
+    from .tokenizer.chat_template import load_chat_template, read_chat_template
+
     return tokenizer, load_chat_template(folder, tokenizer) if own_template is None else read_chat_template(own_template, tokenizer)
 
 

@@ -112,7 +112,10 @@ nb::object id_of(const Encoder& self, const std::string& text) {
 }
 
 nb::tuple split_json(const nb::bytes& json) {
-  const TokenizerJson parts = split_tokenizer_json({json.c_str(), json.size()});
+  const TokenizerJson parts = [&] {
+    const nb::gil_scoped_release release;
+    return split_tokenizer_json({json.c_str(), json.size()});
+  }();
   auto bytes_of = [](std::string_view part) { return nb::bytes(part.data(), part.size()); };
   return nb::make_tuple(bytes_of(parts.rest), bytes_of(parts.vocab), bytes_of(parts.merges));
 }

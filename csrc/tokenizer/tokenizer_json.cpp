@@ -1,5 +1,6 @@
 #include "tokenizer/tokenizer_json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <optional>
 #include <stdexcept>
@@ -72,19 +73,21 @@ class Reader {
 
   // Over one value of any kind, whose brackets and strings end.
   void skip() {
-    next();
-    int64_t depth = 0;
-    do {
-      const char c = next();
-      if (c == '\0') fail("expected a value");
+    const char first = next();
+    if (first == '\0') fail("expected a value");
+    if (first == '"') return skip_string();
+    if (first != '{' && first != '[') return skip_literal();
+    for (int64_t depth = 0; pos_ < json_.size();) {
+      const char c = json_[pos_];
       if (c == '"') {
         skip_string();
-      } else {
-        depth += (c == '{' || c == '[') - (c == '}' || c == ']');
-        ++pos_;
-        if (depth == 0 && c != '}' && c != ']') skip_literal();
+        continue;
       }
-    } while (depth > 0);
+      ++pos_;
+      depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+      if (depth == 0) return;
+    }
+    fail("a value does not end");
   }
 
  private:
@@ -93,17 +96,15 @@ class Reader {
   }
 
   void skip_string() {
-    for (++pos_; pos_ < json_.size() && json_[pos_] != '"'; ++pos_) {
-      if (json_[pos_] == '\\') ++pos_;
-    }
-    if (pos_ >= json_.size()) fail("a string does not end");
-    ++pos_;
+    const char* at = json_.data() + pos_ + 1;
+    const char* const end = json_.data() + json_.size();
+    while (at < end && *at != '"') at += *at == '\\' ? 2 : 1;
+    if (at >= end) fail("a string does not end");
+    pos_ = static_cast<size_t>(at - json_.data()) + 1;
   }
 
-  // The rest of a number, true, false or null.
-  void skip_literal() {
-    while (pos_ < json_.size() && std::string_view(",]}: \t\r\n\"").find(json_[pos_]) == std::string_view::npos) ++pos_;
-  }
+  // A number, true, false or null.
+  void skip_literal() { pos_ = std::min(json_.size(), json_.find_first_of(",]}: \t\r\n\"", pos_ + 1)); }
 
   void append_escape(std::string& text) {
     constexpr std::string_view kNames = "\"\\/bfnrt";

@@ -24,10 +24,10 @@ void Vocabulary::add(std::string_view text, int32_t id) {
     throw std::invalid_argument("token '" + std::string(text) + "' with id " + std::to_string(id) +
                                 ": the text or the id is there twice");
   }
-  slot = {hash, id};
   const auto index = static_cast<size_t>(id);
   if (index >= entries_.size()) entries_.resize(index + 1);
   entries_[index] = {static_cast<uint32_t>(texts_.size()), static_cast<uint32_t>(text.size())};
+  slot = {hash, id, entries_[index]};
   texts_ += text;
   ++num_tokens_;
   max_text_bytes_ = std::max(max_text_bytes_, text.size());
@@ -43,14 +43,14 @@ std::optional<std::string_view> Vocabulary::text_of(int32_t id) const {
   if (id < 0 || static_cast<size_t>(id) >= entries_.size()) return std::nullopt;
   const Entry& entry = entries_[static_cast<size_t>(id)];
   if (entry.num_bytes == kNoText) return std::nullopt;
-  return std::string_view(texts_).substr(entry.offset, entry.num_bytes);
+  return text_at(entry);
 }
 
 // Where the text is, or would be.
 size_t Vocabulary::slot_of(std::string_view text, uint32_t hash) const {
   const size_t mask = slots_.size() - 1;
   size_t index = hash & mask;
-  while (slots_[index].id >= 0 && (slots_[index].hash != hash || *text_of(slots_[index].id) != text)) {
+  while (slots_[index].id >= 0 && (slots_[index].hash != hash || text_at(slots_[index].entry) != text)) {
     index = (index + 1) & mask;
   }
   return index;

@@ -31,9 +31,11 @@ class Vocabulary {
   struct Slot {
     uint32_t hash = 0;
     int32_t id = -1;  // free
+    Entry entry;      // of that id, at hand
   };
   static constexpr uint32_t kNoText = UINT32_MAX;
 
+  std::string_view text_at(const Entry& entry) const { return {texts_.data() + entry.offset, entry.num_bytes}; }
   size_t slot_of(std::string_view text, uint32_t hash) const;
   void grow();
 
