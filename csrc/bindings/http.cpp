@@ -117,8 +117,11 @@ void bind_token_streams(nb::module_& m) {
       .def(nb::init<>())
       .def(
           "learn",
-          [](http::TokenStreams& self, int32_t token_id, const nb::bytes& json) { self.learn(token_id, view(json)); },
-          nb::arg("token_id"), nb::arg("json"), "From now on the token is plain, and `json` its text, with quotes.")
+          [](http::TokenStreams& self, int32_t token_id, const nb::bytes& json, uint32_t kinds) {
+            self.learn(token_id, view(json), kinds);
+          },
+          nb::arg("token_id"), nb::arg("json"), nb::arg("kinds"),
+          "From now on the token is plain, and `json` its text, with quotes. Bit k of `kinds`: for choices of kind k.")
       .def("serve", &serve, nb::arg("events"),
            "What `take_events` does, for an engine in Python. `events`: [(request id, sample, token id, or None for "
            "what "
@@ -136,10 +139,12 @@ void bind_token_streams(nb::module_& m) {
       .def(
           "arm",
           [](http::TokenStream& self, size_t choice_idx, const nb::bytes& before, const nb::bytes& after,
-             const nb::bytes& between) {
-            self.arm(choice_idx, {std::string(view(before)), std::string(view(after)), std::string(view(between))});
+             const nb::bytes& between, uint32_t kind) {
+            self.arm(choice_idx,
+                     {std::string(view(before)), std::string(view(after)), std::string(view(between)), kind});
           },
           nb::arg("choice_idx"), nb::arg("before"), nb::arg("after"), nb::arg("between") = nb::bytes("", 0),
+          nb::arg("kind") = 0,
           "The next tokens of a choice are written as before + text + after, or before + text + between + token id + "
           "after.")
       .def("take_counts", &http::TokenStream::take_counts,

@@ -7,18 +7,21 @@
 
 namespace fmo::http {
 
-void TokenStreams::learn(int32_t token_id, std::string_view json) {
+void TokenStreams::learn(int32_t token_id, std::string_view json, uint32_t kinds) {
   if (token_id < 0) throw std::invalid_argument("token id is " + std::to_string(token_id) + ", expected at least 0");
   const auto index = static_cast<size_t>(token_id);
   if (index >= text_of_token_.size()) text_of_token_.resize(index + 1);
-  text_of_token_[index] = {static_cast<uint32_t>(texts_.size()), static_cast<uint32_t>(json.size())};
+  Text& text = text_of_token_[index];
+  text.kinds = kinds;
+  if (std::string_view(texts_).substr(text.offset, text.num_bytes) == json) return;
+  text.offset = static_cast<uint32_t>(texts_.size());
+  text.num_bytes = static_cast<uint32_t>(json.size());
   texts_ += json;
 }
 
-std::string_view TokenStreams::text_of(std::optional<int32_t> token_id) const {
+TokenStreams::Text TokenStreams::text_of(std::optional<int32_t> token_id) const {
   if (!token_id || static_cast<size_t>(*token_id) >= text_of_token_.size()) return {};  // a negative one is large
-  const Text text = text_of_token_[static_cast<size_t>(*token_id)];
-  return std::string_view(texts_).substr(text.offset, text.num_bytes);
+  return text_of_token_[static_cast<size_t>(*token_id)];
 }
 
 bool TokenStreams::take(int64_t engine_request_id, int32_t sample_idx, std::optional<int32_t> token_id) {
@@ -53,19 +56,20 @@ TokenStream::~TokenStream() {
 }
 
 void TokenStream::arm(size_t choice_idx, TokenFrame frame) {
+  if (frame.kind >= 32) throw std::invalid_argument("kind is " + std::to_string(frame.kind) + ", expected below 32");
   Choice& choice = choices_.at(choice_idx);
   choice.frame = std::move(frame);
   choice.is_armed = is_armed_ = true;
 }
 
-bool TokenStream::take(size_t choice_idx, std::string_view text, int32_t token_id) {
+bool TokenStream::take(size_t choice_idx, const TokenStreams::Text& text, int32_t token_id) {
   Choice& choice = choices_.at(choice_idx);
-  if (!is_armed_ || !choice.is_armed || text.empty()) {
+  if (!is_armed_ || !choice.is_armed || (text.kinds >> choice.frame.kind & 1) == 0) {
     is_armed_ = choice.is_armed = false;
     return false;
   }
   if (unsent_.empty()) streams_.unsent_.push_back(this);
-  unsent_.append(choice.frame.before).append(text);
+  unsent_.append(choice.frame.before).append(streams_.texts_, text.offset, text.num_bytes);
   if (!choice.frame.between.empty()) {
     std::array<char, 12> digits{};
     const auto end = std::to_chars(digits.data(), digits.data() + digits.size(), token_id);

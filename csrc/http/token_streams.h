@@ -25,10 +25,11 @@ namespace fmo::http {
 
 class TokenStream;
 
+// Choices are of kinds, which differ in the tokens that are plain for them.
 class TokenStreams {
  public:
-  // From now on the token is plain, and `json` its text, with quotes.
-  void learn(int32_t token_id, std::string_view json);
+  // From now on the token is plain, and `json` its text, with quotes. Bit k of `kinds`: for choices of kind k.
+  void learn(int32_t token_id, std::string_view json, uint32_t kinds);
   // False: it was not taken, and what comes next for this answer will not be. `token_id`: none for all but plain
   // tokens.
   bool take(int64_t engine_request_id, int32_t sample_idx, std::optional<int32_t> token_id);
@@ -44,8 +45,9 @@ class TokenStreams {
   struct Text {
     uint32_t offset = 0;
     uint32_t num_bytes = 0;
+    uint32_t kinds = 0;
   };
-  std::string_view text_of(std::optional<int32_t> token_id) const;
+  Text text_of(std::optional<int32_t> token_id) const;
 
   std::string texts_;
   std::vector<Text> text_of_token_;            // in `texts_`
@@ -56,6 +58,7 @@ class TokenStreams {
 struct TokenFrame {
   std::string before, after;
   std::string between;  // empty: the frame has no token id
+  uint32_t kind = 0;    // of the tokens that it is for, below 32
 };
 
 // One answer. Its choices are the samples of its engine requests, in order.
@@ -78,7 +81,7 @@ class TokenStream {
     int64_t num_taken = 0;
     TokenFrame frame;
   };
-  bool take(size_t choice_idx, std::string_view text, int32_t token_id);
+  bool take(size_t choice_idx, const TokenStreams::Text& text, int32_t token_id);
   void send();
 
   TokenStreams& streams_;

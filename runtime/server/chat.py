@@ -20,6 +20,7 @@ from ..tokenizer.tokenizer import Tokenizer
 from ..tools.forms import AnswerForms
 from ..tools.parser import CallDelta
 from .answer_plan import ChatPlan
+from .direct_stream import TextFrame
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest
 from .generation import Generation, UsageBody
@@ -163,7 +164,7 @@ class ChatAnswer:
         self._new_call_id = new_call_id
         self._created = int(time.time())
         self._choices = list(map(Choice.of, [reading_of(generation)] * generation.num_samples))
-        self._text_frames: dict[int, tuple[bytes, bytes]] = {}  # by choice
+        self._text_frames: dict[tuple[int, str], TextFrame] = {}
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any] | bytes]:
         """The frames of one delta: reasoning, text and calls if it has any, then the end if it is the last. Bytes are events already."""
@@ -191,22 +192,32 @@ class ChatAnswer:
             frames.append(self._chunk(choice_idx, {}, choice.finish_reason, []))
         return frames
 
-    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes] | None:
+    def text_frame(self, choice_idx: int) -> TextFrame | None:
         """See `direct_stream.Framed`."""
         choice = self._choices[choice_idx]
-        return self._frame_of_text(choice_idx) if choice.is_plain and choice.has_role else None
+        if not choice.has_role:
+            return None
+        if choice.is_plain:
+            return self._frame_of(choice_idx, "content")
+        mark = choice.reasoning_mark
+        return self._frame_of(choice_idx, "reasoning_content", mark) if mark is not None else None
 
-    def _frame_of_text(self, choice_idx: int) -> tuple[bytes, bytes]:
+    def count_direct(self, choice_idx: int, num_tokens: int) -> None:
+        """See `direct_stream.Framed`."""
+        self._choices[choice_idx].count(num_tokens, self._generation.usage)
+
+    def _frame_of(self, choice_idx: int, field: str, end_mark: str = "") -> TextFrame:
         """What stands around a piece of text: the same for every piece."""
-        frame = self._text_frames.get(choice_idx)
+        frame = self._text_frames.get((choice_idx, field))
         if frame is None:
-            mark = f"content of {self._id}"
-            frame = self._text_frames[choice_idx] = event_around(mark, self._chunk(choice_idx, {"content": mark}, None, []))
+            text = f"{field} of {self._id}"
+            around = event_around(text, self._chunk(choice_idx, {field: text}, None, []))
+            frame = self._text_frames[choice_idx, field] = TextFrame(*around, end_mark=end_mark)
         return frame
 
     def _text_event(self, choice_idx: int, text: str) -> bytes:
-        before, after = self._frame_of_text(choice_idx)
-        return before + encode_json(text) + after
+        frame = self._frame_of(choice_idx, "content")
+        return frame.before + encode_json(text) + frame.after
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._frame(), "choices": [], "usage": self._generation.usage.as_json()}

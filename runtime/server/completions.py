@@ -14,6 +14,7 @@ import msgspec
 from ..tokenizer.sample_text import TextDelta, TokenLogprob
 from ..tokenizer.tokenizer import Tokenizer
 from .chat import finite
+from .direct_stream import TextFrame
 from .errors import ApiError, bad_request, invalid_value
 from .fields import CompletionRequest
 from .generation import Generation, UsageBody
@@ -90,7 +91,7 @@ class CompletionAnswer:
         self._tokens: dict[int, list[int]] = {}
         self._logprobs: dict[int, list[TokenLogprob]] = {}
         self._finish_reasons: dict[int, str] = {}
-        self._text_frames: dict[int, tuple[bytes, bytes, bytes]] = {}
+        self._text_frames: dict[int, TextFrame] = {}
 
     def chunks(self, choice_idx: int, delta: TextDelta) -> list[dict[str, Any]]:
         """One frame per token, the text with the last of them; then the end if the delta is the last."""
@@ -112,7 +113,7 @@ class CompletionAnswer:
             frames.append(self._chunk({"index": choice_idx, "text": "", "finish_reason": delta.finish_reason, "logprobs": None}))
         return frames
 
-    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes, bytes] | None:
+    def text_frame(self, choice_idx: int) -> TextFrame:
         """See `direct_stream.Framed`."""
         frame = self._text_frames.get(choice_idx)
         if frame is None:
@@ -120,8 +121,11 @@ class CompletionAnswer:
             chunk = self._chunk({"index": choice_idx, "text": text, "token": token, "finish_reason": None, "logprobs": None})
             before, rest = event_around(text, chunk)
             between, _, after = rest.partition(encode_json(token))
-            frame = self._text_frames[choice_idx] = before, after, between
+            frame = self._text_frames[choice_idx] = TextFrame(before, after, between)
         return frame
+
+    def count_direct(self, choice_idx: int, num_tokens: int) -> None:
+        """See `direct_stream.Framed`: no reasoning is told apart."""
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._chunk({}), "choices": [], "usage": self._usage()}

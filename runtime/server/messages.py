@@ -14,6 +14,7 @@ import msgspec
 
 from ..tokenizer.sample_text import TextDelta
 from ..tools.request import translated_tools
+from .direct_stream import TextFrame
 from .errors import bad_request, invalid_value
 from .fields import ChatRequest, StreamOptions, refuse_unknown
 from .generation import Generation
@@ -173,7 +174,7 @@ class MessagesAnswer:
         self._is_started = False
         self._num_blocks = 0
         self._open_kind = ""
-        self._text_frame: tuple[bytes, bytes] | None = None
+        self._text_frames: dict[str, TextFrame] = {}
 
     def add(self, choice_idx: int, delta: TextDelta) -> None:
         self._choice.collect(self._choice.read(delta, self._generation.usage), self._new_call_id)
@@ -216,14 +217,21 @@ class MessagesAnswer:
             events.append({"type": "message_stop"})
         return events
 
-    def text_frame(self, choice_idx: int) -> tuple[bytes, bytes] | None:
+    def text_frame(self, choice_idx: int) -> TextFrame | None:
         """See `direct_stream.Framed`."""
-        if not self._choice.is_plain or self._open_kind != "text":
+        kind = self._open_kind
+        mark = "" if self._choice.is_plain else self._choice.reasoning_mark
+        if mark is None or kind != ("thinking" if mark else "text"):
             return None
-        if self._text_frame is None:  # plain text is the last block
-            mark = f"text of {self._id}"
-            self._text_frame = event_around(mark, self._delta({"type": "text_delta", "text": mark}), named=True)
-        return self._text_frame
+        if kind not in self._text_frames:  # an answer has one block of each
+            text = f"{kind} of {self._id}"
+            delta = self._delta({"type": f"{kind}_delta", kind: text})
+            self._text_frames[kind] = TextFrame(*event_around(text, delta, named=True), end_mark=mark)
+        return self._text_frames[kind]
+
+    def count_direct(self, choice_idx: int, num_tokens: int) -> None:
+        """See `direct_stream.Framed`."""
+        self._choice.count(num_tokens, self._generation.usage)
 
     def _opened(self, kind: str, block: dict[str, Any]) -> list[dict[str, Any]]:
         if kind == self._open_kind:

@@ -50,8 +50,7 @@ class Choice(msgspec.Struct, eq=False):
         if reader is None:
             self.finish_reason, self.stop_string = delta.finish_reason, delta.stop_string
             return AnswerPiece("", delta.text)
-        if usage.num_reasoning_tokens is not None and reader.in_reasoning:
-            usage.num_reasoning_tokens += delta.num_tokens
+        self.count(delta.num_tokens, usage)
         piece = reader.push(delta.text)
         self.is_plain = reader.is_plain
         if delta.finish_reason is not None:
@@ -61,6 +60,16 @@ class Choice(msgspec.Struct, eq=False):
             self.finish_reason = "tool_calls" if is_call else delta.finish_reason
             self.stop_string = delta.stop_string
         return piece
+
+    @property
+    def reasoning_mark(self) -> str | None:
+        """Where every text is reasoning that is given out, until this mark."""
+        return self._reader.reasoning_mark if self._reader is not None else None
+
+    def count(self, num_tokens: int, usage: Usage) -> None:
+        """The next tokens, which the core has written if they are not about to be read."""
+        if usage.num_reasoning_tokens is not None and self._reader is not None and self._reader.in_reasoning:
+            usage.num_reasoning_tokens += num_tokens
 
     def collect(self, piece: AnswerPiece, new_call_id: Callable[[], str]) -> None:
         """Keeps a piece; every call gets an id."""

@@ -147,6 +147,13 @@ class AnswerReader:
         return self._channels is None and self._calls is None and (self._reasoning is None or self._reasoning.is_over)
 
     @property
+    def reasoning_mark(self) -> str | None:
+        """Where every text is reasoning that is given out, until this mark."""
+        if self._reasoning is None or self._calls is not None or not (self._options.splits_reasoning and self._options.gives_reasoning):
+            return None
+        return self._reasoning.mark
+
+    @property
     def num_calls(self) -> int:
         parser = self._channels or self._calls
         return parser.num_calls if parser is not None else 0

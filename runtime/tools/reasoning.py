@@ -122,6 +122,11 @@ class ReasoningParser:
         return self._state in ("opened", "reasoning")
 
     @property
+    def mark(self) -> str | None:
+        """Within reasoning of which nothing is held back, the mark that ends it."""
+        return self._dialect.close if self._state == "reasoning" and not self._buffer else None
+
+    @property
     def is_over(self) -> bool:
         """Whether all that comes is content as it is."""
         return self._state == "content"
@@ -175,6 +180,11 @@ class ReasoningParser:
         held = len(before) - len(sure if self._is_raw else sure.rstrip("\n"))
         self._buffer = before[len(before) - held :]
         return before[: len(before) - held]
+
+
+def is_inside(text: str, mark: str) -> bool:
+    """Whether a parser that has come to reasoning up to `mark` gives out all of `text` at once, and goes on as before."""
+    return mark not in text and not text.endswith("\n") and not partial_len(text, mark)
 
 
 def partial_len(text: str, mark: str) -> int:

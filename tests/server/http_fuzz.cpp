@@ -46,7 +46,7 @@ class Fuzz {
   explicit Fuzz(int listener, const sockaddr_in& address)
       : server_(listener, {1000, 10, 4000, 40'000, 20, 0.05, 0.05, 0.05, 0.05}, {"bad", "late", "large", "many"}),
         address_(address) {
-    for (int32_t token_id = 0; token_id < kNumPlainTokens; ++token_id) tokens_.learn(token_id, "\"text\"");
+    for (int32_t token_id = 0; token_id < kNumPlainTokens; ++token_id) tokens_.learn(token_id, "\"text\"", 1 + draw(4));
   }
 
   void round() {
@@ -138,7 +138,7 @@ class Fuzz {
       found->second = std::make_unique<TokenStream>(tokens_, server_, id, engine_ids, 2);
     }
     server_.begin(id, 200, "");
-    found->second->arm(draw(4), {"before", "after", draw(2) == 0 ? "between" : ""});
+    found->second->arm(draw(4), {"before", "after", draw(2) == 0 ? "between" : "", static_cast<uint32_t>(draw(2))});
   }
 
   // Tokens of any request, also of those that are over.

@@ -97,6 +97,21 @@ def test_no_stream_shows_which_way_its_tokens_went(both: tuple[TestServer, TestS
     assert both[0].engine.num_direct_tokens > 1000 and both[1].engine.num_direct_tokens == 0
 
 
+def test_reasoning_and_what_follows_it_go_the_short_way(make_server: Callable[..., TestServer]) -> None:
+    server = make_server(template=OPENS_THINKING.replace("<|im_end|>", "<|end|>"), max_context_len=4096)
+    reasoning, content = "let me see " * 40, "the answer " * 40
+    body = {"messages": [{"role": "user", "content": f"[[{reasoning}</think>{content}]]"}], "parse_reasoning": True}
+    *chunks, usage = frames(server.post("/v1/chat/completions", **body, stream=True, stream_options={"include_usage": True}))
+    num_direct = server.engine.num_direct_tokens
+    whole = server.post("/v1/chat/completions", **body).json()
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    said = ["".join(delta.get(name, "") for delta in deltas) for name in ("reasoning_content", "content")]
+    assert said == [whole["choices"][0]["message"][name] for name in ("reasoning_content", "content")] == [reasoning, content]
+    assert usage["usage"] == whole["usage"]
+    assert usage["usage"]["completion_tokens_details"]["reasoning_tokens"] > 100
+    assert num_direct > 0.8 * usage["usage"]["completion_tokens"]
+
+
 class CountingEngine(Engine):
     """Counts the outputs that come to Python."""
 
