@@ -117,17 +117,29 @@ void BytePairEncoder::encode_other(std::string_view piece, const CutOther& cut_o
 }
 
 void BytePairEncoder::append_word(std::string_view word, std::vector<int32_t>& token_ids) {
-  const bool is_short = word.size() <= KnownWords::kMaxBytes;
-  const KnownWords::Key key = is_short ? KnownWords::key_of(word) : KnownWords::Key{};
-  if (is_short) {
-    if (const auto known = known_words_.find(key); !known.empty()) {
-      for (const int32_t id : known) token_ids.push_back(id);  // one or two, mostly
-      return;
-    }
+  if (word.size() > KnownWords::kMaxBytes) return append_long_word(word, token_ids);
+  const KnownWords::Key key = KnownWords::key_of(word);
+  if (const auto known = known_words_.find(key); !known.empty()) {
+    for (const int32_t id : known) token_ids.push_back(id);  // one or two, mostly
+    return;
   }
   const std::vector<int32_t> ids = ids_of(word);
   token_ids.insert(token_ids.end(), ids.begin(), ids.end());
-  if (is_short) known_words_.add(key, ids);
+  known_words_.add(key, ids);
+}
+
+void BytePairEncoder::append_long_word(std::string_view word, std::vector<int32_t>& token_ids) {
+  auto known = known_long_words_.find(word);
+  if (known == known_long_words_.end()) {
+    std::vector<int32_t> ids = ids_of(word);
+    if (word.size() > kMaxWordBytes) {
+      token_ids.insert(token_ids.end(), ids.begin(), ids.end());
+      return;
+    }
+    if (known_long_words_.size() >= kMaxKnownLongWords) known_long_words_.clear();  // indentations are back soon
+    known = known_long_words_.emplace(std::string(word), std::move(ids)).first;
+  }
+  token_ids.insert(token_ids.end(), known->second.begin(), known->second.end());
 }
 
 std::vector<int32_t> BytePairEncoder::ids_of(std::string_view word) const {

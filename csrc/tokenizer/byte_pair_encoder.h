@@ -3,7 +3,7 @@
 //
 //   "<|user|>The café is"  ─▶  id of <|user|> · ids of "The" · ids of cut_other(" café") · ids of " is"
 //
-// Short words and pieces that were encoded before are remembered, a bounded number of them. One thread at a time, but
+// Words and pieces that were encoded before are remembered, a bounded number of them. One thread at a time, but
 // for `cut_other`, during which another one may call `encode`.
 #pragma once
 
@@ -24,7 +24,8 @@
 namespace fmo {
 
 inline constexpr size_t kMaxWordBytes = 64;
-inline constexpr size_t kMaxKnownPieces = 16384;  // less than 10 MB
+inline constexpr size_t kMaxKnownLongWords = 1024;  // 0.2 MB; indentations, mostly
+inline constexpr size_t kMaxKnownPieces = 16384;    // less than 10 MB
 inline constexpr size_t kMaxPieceBytes = 96;
 
 // `left` and `right`, side by side, become `merged`; the earlier merge of a list wins.
@@ -58,7 +59,7 @@ class BytePairEncoder {
   void encode_words(std::string_view text, const CutOther& cut_other, std::vector<int32_t>& token_ids);
 
   const Vocabulary& vocabulary() const { return vocabulary_; }
-  size_t num_known_words() const { return known_words_.size(); }
+  size_t num_known_words() const { return known_words_.size() + known_long_words_.size(); }
   size_t num_known_pieces() const { return known_pieces_.size(); }
 
  private:
@@ -78,6 +79,7 @@ class BytePairEncoder {
   void encode_ascii(std::string_view piece, std::vector<int32_t>& token_ids);
   void encode_other(std::string_view piece, const CutOther& cut_other, std::vector<int32_t>& token_ids);
   void append_word(std::string_view word, std::vector<int32_t>& token_ids);
+  void append_long_word(std::string_view word, std::vector<int32_t>& token_ids);
   std::vector<int32_t> ids_of(std::string_view word) const;
   void merge_short(std::vector<int32_t>& ids) const;
   void merge_long(std::vector<int32_t>& ids) const;
@@ -93,6 +95,7 @@ class BytePairEncoder {
   TokenTable later_tokens_{{}};
   std::vector<Slot> slots_;  // open addressing, a power of two
   KnownWords known_words_;
+  KnownIds known_long_words_;
   KnownIds known_pieces_;
 };
 
