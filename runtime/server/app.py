@@ -28,12 +28,12 @@ from ..tokenizer.chat_template import ChatTemplate
 from ..tokenizer.tokenizer import Tokenizer
 from . import messages, openapi, responses
 from .adapters import Target, Targets, card, load_from
-from .answer_plan import AnswerPlanner
+from .answer_plan import AnswerPlanner, ChatPlan
 from .auth import ApiKeys
 from .bad_stop import BadStop
 from .bridge import Bridge
 from .chat import ChatAnswer, chat_prompt
-from .completions import CompletionAnswer, completion_prompts, encode_prompts, encode_text, no_tokenizer
+from .completions import CompletionAnswer, check_prompt_logprobs, completion_prompts, encode_prompts, encode_text, no_tokenizer
 from .direct_stream import DirectStream, Framed, TokenTexts
 from .embeddings import EmbeddingsRequest, embedded, embedding_prompts, embeddings_answer, refuse_generation, required_embedder
 from .errors import ApiError, bad_request, invalid_value, queue_full, unavailable
@@ -118,6 +118,7 @@ class App:
             "/v1/chat/completions": Route("POST", self._chat, is_tracked=True, is_counted=True),
             "/v1/completions": Route("POST", self._completions, is_tracked=True, is_counted=True),
             "/v1/messages": Route("POST", self._messages, is_tracked=True, is_counted=True),
+            "/v1/messages/count_tokens": Route("POST", self._count_tokens, is_tracked=True),
             "/v1/responses": Route("POST", self._responses, is_tracked=True, is_counted=True),
             "/v1/embeddings": Route("POST", self._embeddings, is_tracked=True, is_counted=True),
             "/v1/tokenize": Route("POST", self._tokenize, is_tracked=True),
@@ -262,11 +263,7 @@ class App:
         await self._answer(request, generation, answer, exchange)
 
     async def _messages(self, exchange: Exchange) -> None:
-        def translate(request: messages.MessagesRequest, target: Target) -> ChatRequest:
-            forms = target.planner.forms
-            return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
-
-        _, chat, target, prompts = await self._translated(exchange, messages.MessagesRequest, translate, messages.RENAMED)
+        _, chat, target, prompts = await self._translated(exchange, messages.MessagesRequest, _chat_of_messages, messages.RENAMED)
         generation = self._generation(chat, target, prompts)
         answer = messages.MessagesAnswer(generation, secrets.token_hex(12), target.name, target.planner.new_call_id)
         await self._answer_in_events(chat, generation, answer, exchange)
@@ -326,6 +323,13 @@ class App:
         return prompts
 
     def _chat_prompts(self, request: ChatRequest, target: Target) -> list[Prompt]:
+        params, plan, token_ids, tail = self._chat_ids(request, target)
+        prompt = self._prompt(request, token_ids, params, "messages")
+        prompt.constraint, prompt.reading = target.planner.plan_answer(plan, request, prompt.params, tail)
+        return [prompt]
+
+    def _chat_ids(self, request: ChatRequest, target: Target) -> tuple[SamplingParams, ChatPlan, list[int], str]:
+        """With what is answered, the token ids of the conversation and the end of its text. Raises ApiError."""
         check_stream(request)
         tokenizer, template = self.model.tokenizer, target.chat_template
         if tokenizer is None:
@@ -333,10 +337,7 @@ class App:
         if template is None:
             raise bad_request("this model has no chat template; use /v1/completions", "messages", "chat_template_missing")
         params, plan = target.planner.params_and_plan(request, self._chat_params)
-        token_ids, tail = chat_prompt(request, tokenizer, template, self.options.limits, plan, target.planner.forms)
-        prompt = self._prompt(request, token_ids, params, "messages")
-        prompt.constraint, prompt.reading = target.planner.plan_answer(plan, request, prompt.params, tail)
-        return [prompt]
+        return params, plan, *chat_prompt(request, tokenizer, template, self.options.limits, plan, target.planner.forms)
 
     def _chat_params(self, request: ChatRequest) -> SamplingParams:
         return self.options.bad_stop.added_to(chat_params(request, self.options.limits, self.model.eos_token_ids))
@@ -352,6 +353,7 @@ class App:
             self._prompt(request, token_ids, params_for_prompt(params, request, len(token_ids), self.model.eos_token_ids), name)
             for token_ids in encode_prompts(given, self.model.tokenizer, self.bridge.engine.max_context_len, name)
         ]
+        check_prompt_logprobs(prompts, self.options.limits)
         for prompt in prompts:
             prompt.constraint = self._targets.base.planner.plan_format(prompt.params)
         return prompts
@@ -447,6 +449,19 @@ class App:
         vectors = await embedded(embedder, prompts, exchange, self.options.request_timeout_s)
         answer = embeddings_answer(request, vectors, is_normalized=embedder.facts.is_normalized, num_tokens=num_tokens, model=target.name)
         send_json(exchange, answer)
+
+    async def _count_tokens(self, exchange: Exchange) -> None:
+        request = (await read_request(exchange, self.options.limits, messages.CountTokensRequest)).as_messages_request()
+        refuse_generation(self.bridge.engine, exchange.path)
+        target = self._targets.hold(request.model, exchange)
+
+        def count() -> int:
+            try:
+                return len(self._chat_ids(_chat_of_messages(request, target), target)[2])
+            except ApiError as error:
+                raise _with_names(error, messages.RENAMED) from None
+
+        send_json(exchange, {"input_tokens": await asyncio.get_running_loop().run_in_executor(self._pool, count)})
 
     # Text and information ----------------------------------------------------------------------------------------------------------------
 
@@ -556,6 +571,11 @@ def _failing_in(stream: EventStream, *, named: bool = False) -> Iterator[None]:
         if not stream.is_open:
             raise
         stream.fail(error, named=named)
+
+
+def _chat_of_messages(request: messages.MessagesRequest, target: Target) -> ChatRequest:
+    forms = target.planner.forms
+    return messages.chat_request(request, has_reasoning=forms is not None and forms.reasoning is not None)
 
 
 def _with_names(error: ApiError, renamed: Mapping[str, str]) -> ApiError:

@@ -17,7 +17,7 @@ from .chat import finite
 from .direct_stream import TextFrame
 from .errors import ApiError, bad_request, invalid_value
 from .fields import CompletionRequest
-from .generation import Generation, UsageBody
+from .generation import Generation, Prompt, UsageBody
 from .http import encode_json, event_around
 from .limits import Limits
 from .params import is_prompt_only
@@ -66,6 +66,15 @@ def check_text_size(text: str, tokenizer: Tokenizer, max_prompt_len: int, name: 
     num_bytes = len(text) * 4
     if num_bytes > 2**16 and len(text) > max_prompt_len * tokenizer.max_token_bytes:
         raise invalid_value(f"'{name}' has {len(text)} characters, which is more than {max_prompt_len} tokens can hold", name)
+
+
+def check_prompt_logprobs(prompts: list[Prompt], limits: Limits) -> None:
+    """Raises ApiError when the log-probabilities of the prompts would be too many for one answer."""
+    asked = [(len(prompt.token_ids), prompt.params) for prompt in prompts if prompt.params.prompt_logprobs is not None]
+    total = sum(num_tokens * params.n * (1 + (params.prompt_logprobs or 0)) for num_tokens, params in asked)
+    if total > limits.max_prompt_logprobs:
+        what = f"'echo' with 'logprobs' asks for {total} log-probabilities of prompt tokens, at most {limits.max_prompt_logprobs} are given"
+        raise invalid_value(f"{what}; send fewer prompts at once, or ask for fewer 'logprobs'", "logprobs")
 
 
 def no_tokenizer(name: str) -> ApiError:

@@ -29,6 +29,7 @@ class Limits:
     max_embedding_inputs: int = 2048
     max_messages: int = 4096
     max_logprobs: int = 20
+    max_prompt_logprobs: int = 2**21
     max_stop: int = 16
     max_stop_bytes: int = 256
     max_stop_tokens: int = 64

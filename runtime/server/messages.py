@@ -1,4 +1,5 @@
-"""POST /v1/messages, Anthropic's shape of a chat: the request becomes a ChatRequest, the answer a message of content blocks.
+"""POST /v1/messages, Anthropic's shape of a chat: the request becomes a ChatRequest, the answer a message of content blocks. And
+POST /v1/messages/count_tokens: how long its prompt is.
 
     system, messages[text, tool_use, tool_result, thinking] ─▶ ChatRequest    Choice ─▶ message | message_start, content_block_*, message_*
 
@@ -43,6 +44,21 @@ class MessagesRequest(msgspec.Struct, kw_only=True):
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
+
+
+class CountTokensRequest(msgspec.Struct, kw_only=True):
+    """What of a MessagesRequest the prompt is made of."""
+
+    messages: list[dict[str, Any]]
+    model: str | None = None
+    system: str | list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
+
+    def as_messages_request(self) -> MessagesRequest:
+        return MessagesRequest(max_tokens=1, **{name: getattr(self, name) for name in CountTokensRequest.__struct_fields__})
 
 
 def chat_request(request: MessagesRequest, *, has_reasoning: bool) -> ChatRequest:

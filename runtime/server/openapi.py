@@ -13,7 +13,7 @@ import msgspec
 from .. import __version__
 from .embeddings import EmbeddingsRequest
 from .fields import AdapterRequest, ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
-from .messages import MessagesRequest
+from .messages import CountTokensRequest, MessagesRequest
 from .responses import ResponsesRequest
 
 POSTS: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
@@ -21,6 +21,7 @@ POSTS: dict[str, tuple[type[msgspec.Struct], str, bool]] = {
     "/v1/chat/completions": (ChatRequest, "The assistant's next message.", True),
     "/v1/completions": (CompletionRequest, "The continuation of a text or of token ids.", True),
     "/v1/messages": (MessagesRequest, "A chat in Anthropic's shape.", True),
+    "/v1/messages/count_tokens": (CountTokensRequest, "Tokens of the prompt of such a chat.", False),
     "/v1/responses": (ResponsesRequest, "A chat in the shape of OpenAI's responses.", True),
     "/v1/embeddings": (EmbeddingsRequest, "Vectors of texts or of token ids, of models that give embeddings.", False),
     "/v1/tokenize": (TokenizeRequest, "Token ids of a text.", False),

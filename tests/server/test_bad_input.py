@@ -162,6 +162,15 @@ def test_a_body_over_the_limit_is_413(make_server: Callable[..., TestServer]) ->
     check(httpx.post(server.url + "/v1/completions", content=chunks), 413, None)
 
 
+def test_more_logprobs_of_prompts_than_an_answer_can_hold_are_refused(make_server: Callable[..., TestServer]) -> None:
+    server = make_server(limits=Limits(max_prompt_logprobs=50))
+    given = {"tokens": [[7] * 10] * 3, "logprobs": 1, "max_tokens": 1}
+    check(server.post("/v1/completions", **given, echo=True), 422, "logprobs")
+    check(server.post("/v1/completions", **{**given, "tokens": [7] * 10}, echo=True, n=3), 422, "logprobs")
+    assert server.post("/v1/completions", **given).status_code == 200
+    assert server.post("/v1/completions", **{**given, "tokens": [[7] * 10] * 2}, echo=True).status_code == 200
+
+
 def test_compressed_bodies_are_415(server: TestServer) -> None:
     check(server.client.post("/v1/completions", content=b"x", headers={"content-encoding": "gzip"}), 415, None)
 

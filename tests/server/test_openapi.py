@@ -62,6 +62,7 @@ FINE: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "[[hi]]"}], "max_tokens": 5},
     "/v1/completions": {"prompt": "[[hi]]", "max_tokens": 5},
     "/v1/messages": {"messages": [{"role": "user", "content": "[[hi]]"}], "max_tokens": 5},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "[[hi]]"}]},
     "/v1/responses": {"input": "[[hi]]", "max_output_tokens": 5},
     "/v1/tokenize": {"prompt": "hi"},
     "/v1/detokenize": {"tokens": [40]},

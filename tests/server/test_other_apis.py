@@ -57,6 +57,19 @@ def test_a_message_has_text_and_usage(claude: anthropic.Anthropic) -> None:
     assert len(message.content) == 1, "reasoning is left out unless asked for"
 
 
+def test_the_tokens_of_a_prompt_are_counted_as_its_answer_counts_them(claude: anthropic.Anthropic, thinking: TestServer) -> None:
+    fields: Any = {"model": "scripted", "messages": ask("hi " * 3000), "system": "be brief", "tools": CLAUDE_TOOLS}
+    counts = []
+    for kept in (("messages",), ("messages", "system"), ("messages", "system", "tools")):
+        given: Any = {name: fields[name] for name in ("model", *kept)}
+        counts.append(claude.messages.count_tokens(**given).input_tokens)
+    assert counts == sorted(set(counts)), "each part adds to the prompt"
+    short: Any = {**fields, "messages": ask("hi")}
+    assert claude.messages.count_tokens(**short).input_tokens == claude.messages.create(max_tokens=5, **short).usage.input_tokens
+    refused = thinking.post("/v1/messages/count_tokens", messages=[{"role": "user"}], model="scripted")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "messages")
+
+
 def test_thinking_is_a_block_of_its_own(claude: anthropic.Anthropic) -> None:
     fields: Any = {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 2000, "messages": ask(REASONED)}
     message = claude.messages.create(model="scripted", **fields)
